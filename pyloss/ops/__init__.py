@@ -1,7 +1,14 @@
 """The differentiable operations of models."""
 
 from pyloss.ops.convolution import conv_silu, conv_silu_step, short_conv, short_conv_step
-from pyloss.ops.delta_rule import delta_gates, delta_rule, delta_rule_step
+from pyloss.ops.delta_rule import (
+    delta_gates,
+    delta_rule,
+    delta_rule_step,
+    scan_gates,
+    state_scan,
+    state_scan_step,
+)
 from pyloss.ops.experts import (
     Routing,
     combine,
@@ -26,6 +33,7 @@ from pyloss.ops.layers import (
     rope,
     rope_all,
     scale,
+    scale_heads,
     sigmoid,
     split_columns,
     swiglu,
@@ -64,11 +72,15 @@ __all__ = [
     "route",
     "route_sigmoid",
     "scale",
+    "scale_heads",
     "scale_rows",
+    "scan_gates",
     "short_conv",
     "short_conv_step",
     "sigmoid",
     "split_columns",
+    "state_scan",
+    "state_scan_step",
     "swiglu",
     "transposed",
 ]

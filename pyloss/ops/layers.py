@@ -496,6 +496,36 @@ def scale(x: Array, factor: float) -> Array:
     return record_on(nodes, y, vjp)
 
 
+@wide.in_float64(wide.scale_heads, 2)
+def scale_heads(x: Array, factors: Array) -> Array:
+    """x [N, H * E] with the E columns of each head multiplied by its factor [H]."""
+    xd, f = f32_matrix(x), f32(factors, "factors")
+    (rows, columns), heads = xd.shape, len(f)
+    if f.ndim != 1 or not heads or columns % heads:
+        raise ValueError(f"x has {columns} columns, which are not those of {f.shape} factors")
+
+    def scaled(source: np.ndarray) -> np.ndarray:
+        y = empty(rows, heads, columns // heads, like=source)
+        _core.map_multiply(source.reshape(y.shape), f.reshape(1, heads, 1), y)
+        return y.reshape(rows, columns)
+
+    y = scaled(xd)
+    nodes = nodes_of(x, factors)
+    if nodes is None:
+        return y
+
+    def vjp(dy: np.ndarray, grads: Gradients) -> None:
+        if grads.wanted(1):
+            by_column = empty(columns, like=dy)
+            _core.column_dot(dy, xd, None, by_column)
+            by_head = empty(heads, 1, like=dy)
+            _core.axis_sum(by_column.reshape(heads, columns // heads, 1), 1.0, by_head)
+            grads.put(1, by_head.reshape(heads))
+        grads.put(0, scaled(dy))
+
+    return record_on(nodes, y, vjp)
+
+
 def capped(x: Array, softcap: float) -> Array:
     """softcap tanh(x / softcap), as Gemma 2 caps logits; softcap > 0."""
     c = real(softcap, "softcap", above=0)

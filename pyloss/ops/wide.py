@@ -168,24 +168,34 @@ def delta_rule(
     scale: float,
     eps: float = 1e-6,
 ) -> Any:
-    gate, rate, n = np.exp(_value(g)), _value(beta), g.shape[0]
-    heads = g.shape[1]
-    groups = k.shape[1] // key_dim
-    share = heads // groups
+    q, k = (_by_heads(_value(x), key_dim, g.shape[1], eps) for x in (q, k))
+    return _recurrence(q * scale, k, v, g, beta, offsets, True)
 
-    def unit(x: Any) -> Any:
-        x = np.reshape(_value(x), (n, groups, key_dim))
+
+def state_scan(x: Any, dt: Any, g: Any, b: Any, c: Any, offsets: Any, state_dim: int) -> Any:
+    c, b = (_by_heads(_value(one), state_dim, g.shape[1], None) for one in (c, b))
+    return _recurrence(c, b, x, g, dt, offsets, False)
+
+
+def _by_heads(x: Any, dim: int, heads: int, eps: float | None) -> Any:
+    """Queries or keys of all heads of values; without `eps` they have any length."""
+    groups = x.shape[1] // dim
+    x = np.reshape(x, (x.shape[0], groups, dim))
+    if eps is not None:
         x = x / np.sqrt(np.sum(x * x, -1, keepdims=True) + eps)
-        return np.repeat(x, share, 1)
+    return np.repeat(x, heads // groups, 1)
 
-    q, k, v = unit(q) * scale, unit(k), np.reshape(_value(v), (n, heads, v.shape[1] // heads))
+
+def _recurrence(q: Any, k: Any, v: Any, g: Any, beta: Any, offsets: Any, delta: bool) -> Any:
+    gate, rate, (n, heads) = np.exp(_value(g)), _value(beta), g.shape
+    v = np.reshape(_value(v), (n, heads, v.shape[1] // heads))
     found = []
     for i in range(len(offsets) - 1):
-        state: Any = np.zeros((heads, key_dim, v.shape[2]))
+        state: Any = np.zeros((heads, k.shape[2], v.shape[2]))
         for t in range(int(offsets[i]), int(offsets[i + 1])):
             state = state * gate[t][:, None, None]
-            known = np.sum(k[t][:, :, None] * state, 1)
-            update = rate[t][:, None] * (v[t] - known)
+            error = v[t] - np.sum(k[t][:, :, None] * state, 1) if delta else v[t]
+            update = rate[t][:, None] * error
             state = state + k[t][:, :, None] * update[:, None, :]
             found.append(np.reshape(np.sum(q[t][:, :, None] * state, 1), (1, -1)))
     return np.concatenate(found) if found else np.reshape(v, (0, heads * v.shape[2]))
@@ -195,6 +205,20 @@ def delta_gates(a: Any, b: Any, a_log: Any, dt_bias: Any) -> list[Any]:
     x, b = _value(a) + _value(dt_bias), _value(b)
     softplus = np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
     return [-np.exp(_value(a_log)) * softplus, 1 / (1 + np.exp(-b))]
+
+
+def scan_gates(x: Any, a_log: Any, dt_bias: Any, limits: tuple[float, float]) -> list[Any]:
+    x = _value(x) + _value(dt_bias)
+    softplus = np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
+    dt = np.minimum(np.maximum(softplus, limits[0]), limits[1])
+    return [dt, -np.exp(_value(a_log)) * dt]
+
+
+def scale_heads(x: Any, factors: Any) -> Any:
+    x, factors = _value(x), _value(factors)
+    shape = x.shape
+    by_head = np.reshape(x, (shape[0], len(factors), shape[1] // len(factors)))
+    return np.reshape(by_head * factors[:, None], shape)
 
 
 def swiglu(gate: Any, up: Any, in_place: bool = False) -> Any:

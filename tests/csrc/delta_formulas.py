@@ -1,9 +1,9 @@
-"""The gated delta rule in float64, step by step, with its gradient."""
+"""The gated delta rule and the scan in float64, step by step, with their gradients."""
 
 import numpy as np
 
 
-def delta_rule(q, k, v, g, beta, offsets, state, scale, eps):
+def delta_rule(q, k, v, g, beta, offsets, state, scale, eps, delta=1):
     """The results of all rows and the last states; also what `slopes` reads."""
     share, sequences = v.shape[1] // k.shape[1], len(offsets) - 1
     keys, queries = (np.repeat(x / _lengths(x, eps), share, 1) for x in (k, q))
@@ -13,7 +13,7 @@ def delta_rule(q, k, v, g, beta, offsets, state, scale, eps):
     for s in range(sequences):
         for t in range(offsets[s], offsets[s + 1]):
             decayed = np.exp(g[t])[:, None, None] * last[s]
-            error = v[t] - np.einsum("hd,hde->he", keys[t], decayed)
+            error = v[t] - delta * np.einsum("hd,hde->he", keys[t], decayed)
             update = beta[t][:, None] * error
             last[s] = decayed + keys[t][:, :, None] * update[:, None, :]
             out[t] = scale * np.einsum("hd,hde->he", queries[t], last[s])
@@ -21,9 +21,10 @@ def delta_rule(q, k, v, g, beta, offsets, state, scale, eps):
     return out, last, (keys, queries, steps)
 
 
-def slopes(d_out, d_last, q, k, v, g, beta, offsets, state, scale, eps):
+def slopes(d_out, d_last, q, k, v, g, beta, offsets, state, scale, eps, delta=1):
     """Gradients by q, k, v, g, beta and the first states."""
-    _, _, (keys, queries, steps) = delta_rule(q, k, v, g, beta, offsets, state, scale, eps)
+    *_, seen = delta_rule(q, k, v, g, beta, offsets, state, scale, eps, delta)
+    keys, queries, steps = seen
     dk, dq, dv, dg, dbeta = (np.zeros(x.shape) for x in (keys, queries, v, g, beta))
     shape = len(offsets) - 1, v.shape[1], k.shape[2], v.shape[2]
     first = np.zeros(shape) if d_last is None else d_last.astype(np.float64)
@@ -37,8 +38,8 @@ def slopes(d_out, d_last, q, k, v, g, beta, offsets, state, scale, eps):
             dbeta[t] = (d_update * error).sum(-1)
             dv[t] = beta[t][:, None] * d_update
             dk[t] = np.einsum("he,hde->hd", update, slope)
-            dk[t] -= np.einsum("he,hde->hd", dv[t], decayed)
-            slope = slope - keys[t][:, :, None] * dv[t][:, None, :]
+            dk[t] -= delta * np.einsum("he,hde->hd", dv[t], decayed)
+            slope = slope - delta * keys[t][:, :, None] * dv[t][:, None, :]
             dg[t] = (slope * decayed).sum((1, 2))
             slope = np.exp(g[t])[:, None, None] * slope
         first[s] = slope
@@ -46,10 +47,11 @@ def slopes(d_out, d_last, q, k, v, g, beta, offsets, state, scale, eps):
     def of_given(x, slope):
         slope = slope.reshape(*x.shape[:2], slope.shape[1] // x.shape[1], x.shape[2]).sum(2)
         unit = x / _lengths(x, eps)
-        return (slope - unit * (unit * slope).sum(-1, keepdims=True)) / _lengths(x, eps)
+        along = 0 if eps < 0 else (unit * slope).sum(-1, keepdims=True)
+        return (slope - unit * along) / _lengths(x, eps)
 
     return of_given(q, dq), of_given(k, dk), dv, dg, dbeta, first
 
 
 def _lengths(x, eps):
-    return np.sqrt((x * x).sum(-1, keepdims=True) + eps)
+    return 1.0 if eps < 0 else np.sqrt((x * x).sum(-1, keepdims=True) + eps)

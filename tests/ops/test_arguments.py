@@ -57,6 +57,9 @@ REFUSED = [
     ),
     (lambda: ops.delta_rule(X, X, X, X, X, BOUNDS, 0, 1.0), ValueError, "key_dim is 0"),
     (lambda: ops.delta_rule(X, X, X, X, X, BOUNDS, 3, 1.0), ValueError, "q has 4 columns"),
+    (lambda: ops.scale_heads(X, np.ones(3, np.float32)), ValueError, "x has 4 columns"),
+    (lambda: ops.state_scan(X, X, X, X, X, BOUNDS, 0), ValueError, "state_dim is 0"),
+    (lambda: ops.state_scan(X, X, X, X, X, BOUNDS, 3), ValueError, "c has 4 columns"),
     (lambda: ops.delta_rule(X, X, X, X, ROW, BOUNDS, 4, 1.0), ValueError, "beta must be a matrix"),
     (
         lambda: ops.delta_rule(X, X, X, X[:, :3], X, BOUNDS, 4, 1.0),

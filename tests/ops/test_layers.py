@@ -369,6 +369,42 @@ def test_delta_rule(rng, lengths, groups, heads):
     )
 
 
+def scan_by_steps(x, dt, g, b, c, offsets, d):
+    """One head at a time, row by row."""
+    out, share = np.zeros_like(x), g.shape[1] * d // b.shape[1]
+    e = x.shape[1] // g.shape[1]
+    for head in range(g.shape[1]):
+        group = slice(head // share * d, (head // share + 1) * d)
+        own = slice(head * e, (head + 1) * e)
+        for begin, end in itertools.pairwise(offsets):
+            state = np.zeros((d, e))
+            for n in range(begin, end):
+                state = np.exp(g[n, head]) * state
+                state += dt[n, head] * np.outer(b[n, group], x[n, own])
+                out[n, own] = c[n, group] @ state
+    return out
+
+
+@pytest.mark.parametrize("lengths", [[0], [1], [4, 0, 1, 3]])
+@pytest.mark.parametrize(("groups", "heads"), [(1, 1), (1, 2), (2, 2)])
+def test_state_scan(rng, lengths, groups, heads):
+    offsets = np.cumsum([0, *lengths]).astype(np.int32)
+    n, d = int(offsets[-1]), 3
+    b, c, x = normal(rng, n, groups * d), normal(rng, n, groups * d), normal(rng, n, heads * 2)
+    g, dt = -np.abs(normal(rng, n, heads)), np.abs(normal(rng, n, heads))
+
+    def operation(*arrays):
+        return ops.state_scan(*arrays, offsets, d)
+
+    def reference(*arrays):
+        return scan_by_steps(*arrays, offsets, d)
+
+    check(rng, operation, reference, x, dt, g, b, c)
+    np.testing.assert_allclose(
+        operation(x, dt, g, b, c), reference(x, dt, g, b, c), rtol=1e-12, atol=1e-12
+    )
+
+
 @pytest.mark.parametrize("which", [0, 1])
 def test_delta_gates(rng, which):
     a, b, a_log, dt_bias = normal(rng, 4, 3), normal(rng, 4, 3), normal(rng, 3), normal(rng, 3)
@@ -383,6 +419,32 @@ def test_delta_gates(rng, which):
     np.testing.assert_allclose(
         operation(a, b, a_log, dt_bias), reference(a, b, a_log, dt_bias), rtol=1e-12
     )
+
+
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("limits", [(0.0, np.inf), (0.3, 1.1)])
+def test_scan_gates(rng, which, limits):
+    x, a_log, dt_bias = normal(rng, 5, 3), normal(rng, 3), normal(rng, 3)
+
+    def operation(*arrays):
+        return ops.scan_gates(*arrays, limits)[which]
+
+    def reference(x, a_log, dt_bias):
+        dt = np.clip(np.logaddexp(0, x + dt_bias), *limits)
+        return -np.exp(a_log) * dt if which else dt
+
+    check(rng, operation, reference, x, a_log, dt_bias)
+    np.testing.assert_allclose(
+        operation(x, a_log, dt_bias), reference(x, a_log, dt_bias), rtol=1e-12
+    )
+
+
+@pytest.mark.parametrize(("rows", "heads", "size"), [(4, 3, 5), (1, 1, 2), (0, 2, 2), (3, 4, 1)])
+def test_scale_heads(rng, rows, heads, size):
+    def reference(x, factors):
+        return x * np.repeat(factors, size)
+
+    check(rng, ops.scale_heads, reference, normal(rng, rows, heads * size), normal(rng, heads))
 
 
 @pytest.mark.parametrize("length", [64, 65])

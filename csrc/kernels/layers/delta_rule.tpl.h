@@ -11,6 +11,10 @@
  *     O = e^G Q S + P U                  P_ij = D_ij q_i k_j         for j <= i
  *     S = e^(G_last) S + (e^(G_last - G) K)^T U
  *
+ * Without `delta` the state does not give up what it has at k: u = beta v, and so U = beta V. This is
+ * the scan of Mamba-2 (Dao & Gu, arXiv:2405.21060) with q = C, k = B, v = x and beta = dt. It has
+ * neither N nor K K^T, and no system to solve. With eps < 0 queries and keys have any length.
+ *
  * Gates of at most -200 count as -200, which is e^g = 0 in float32: sums stay exact. No exponent is
  * positive as long as gates are not. N counts rows, B sequences, G heads of keys, H of values. */
 #ifndef PYLOSS_DELTA_RULE_TPL_H
@@ -39,6 +43,7 @@ typedef struct {
     const int32_t *offsets;
     int64_t sequences, k_heads, heads, d, e, dstep, estep;
     float scale, eps;
+    int delta;
 } delta_inputs;
 
 #define DELTA_INPUTS(c, args, first) \
@@ -46,14 +51,14 @@ typedef struct {
         (args).q, (args).k, (args).v, (args).g, (args).beta, first, (args).offsets, \
             PL_DIM(c, 'B'), PL_DIM(c, 'G'), PL_DIM(c, 'H'), PL_DIM(c, 'D'), PL_DIM(c, 'E'), \
             delta_step(PL_DIM(c, 'D')), delta_step(PL_DIM(c, 'E')), (float)(args).scale, \
-            (float)(args).eps \
+            (float)(args).eps, (args).delta != 0 \
     }
 
 /* A chunk of one head, in a worker's memory. The gradient has more matrices: delta_slopes. */
 typedef struct {
     const delta_inputs *in;
     int64_t row, rows, head;
-    float *k, *q;               /* [rows, D], of length 1 */
+    float *k, *q;               /* [rows, D], of length 1 unless eps < 0 */
     float *later_k, *earlier_q; /* e^(G_last - G) K and scale e^G Q */
     float *kt;                  /* [D, rows], K transposed */
     float *decay, *kk, *n, *p;  /* [rows, rows]: D, D K K^T below the diagonal, N, P */
@@ -241,7 +246,7 @@ static void delta_solve(const delta_chunk *c, const int upper, float *y) {
 /* ---- a chunk */
 
 INLINE float delta_inverse_length(const float *x, int64_t n, float eps) {
-    return 1.0f / sqrtf(delta_dot(x, x, n) + eps);
+    return eps < 0 ? 1.0f : 1.0f / sqrtf(delta_dot(x, x, n) + eps);
 }
 
 /* The row of q or k of this head's group. */
@@ -282,7 +287,7 @@ static void delta_begin(delta_chunk *c, int64_t row, int64_t rows) {
         delta_scale(c->since[i] * in->scale, q, d, 0, c->earlier_q + i * step);
     }
     delta_transpose(c->k, step, rows, in->d, c->kt, CHUNK_STEP);
-    delta_lower(c->k, step, c->kt, rows, in->d, c->kk);
+    if (in->delta) delta_lower(c->k, step, c->kt, rows, in->d, c->kk);
     delta_lower(c->q, step, c->kt, rows, in->d, c->p);
     for (int64_t i = 0; i < rows; i++) {
         float *decay = c->decay + i * CHUNK_STEP, *kk = c->kk + i * CHUNK_STEP;
@@ -294,8 +299,10 @@ static void delta_begin(delta_chunk *c, int64_t row, int64_t rows) {
         for (int64_t j = 0; j < CHUNK; j += LANES) {
             const vf by = j < seen ? vf_exp(vf_load(decay + j)) : vf_set1(0);
             vf_store(decay + j, by);
-            vf_store(kk + j, j < seen ? by * vf_load(kk + j) : by);
-            vf_store(n + j, beta * vf_load(kk + j));
+            if (in->delta) {
+                vf_store(kk + j, j < seen ? by * vf_load(kk + j) : by);
+                vf_store(n + j, beta * vf_load(kk + j));
+            }
             vf_store(p + j, j < seen ? scale * by * vf_load(p + j) : by);
         }
         kk[i] = n[i] = 0;
@@ -306,18 +313,19 @@ static void delta_begin(delta_chunk *c, int64_t row, int64_t rows) {
 static void delta_update(delta_chunk *c, const float *state) {
     const delta_inputs *in = c->in;
     const int64_t e = in->e, step = in->estep;
-    delta_product(c, c->k, in->dstep, in->d, state, step, e, 0, c->seen, step);
+    if (in->delta) delta_product(c, c->k, in->dstep, in->d, state, step, e, 0, c->seen, step);
     for (int64_t i = 0; i < c->rows; i++) {
         const float *v = in->v + ((c->row + i) * in->heads + c->head) * e;
         float *seen = c->seen + i * step, *u = c->u + i * step;
         const vf since = vf_set1(c->since[i]), beta = vf_set1(c->beta[i]);
         for (int64_t j = 0; j < e; j += LANES) {
-            const vf known = since * vf_load(seen + j);
-            vf_store(seen + j, known);
-            vf_store(u + j, beta * (vf_load_part(v + j, at_most(e - j, LANES), 0) - known));
+            const vf value = vf_load_part(v + j, at_most(e - j, LANES), 0);
+            const vf known = in->delta ? since * vf_load(seen + j) : vf_set1(0);
+            vf_store(u + j, beta * (value - known));
+            if (in->delta) vf_store(seen + j, known);
         }
     }
-    delta_solve(c, 0, c->u);
+    if (in->delta) delta_solve(c, 0, c->u);
 }
 
 /* The state after the chunk. */
@@ -349,6 +357,7 @@ INLINE void delta_row_columns(const delta_chunk *c, const float *before, float *
     for (int l = 0; l < 4; l++) {
         const int64_t some = at_least(at_most(n - l * LANES, LANES), 0);
         if (!some) continue;
+        if (!c->in->delta) known[l] = vf_set1(0);
         known[l] = beta * (vf_load_part(v + l * LANES, some, 0) - gate * known[l]);
         vf_store_part(o + l * LANES, gate * read[l] + qk * known[l], some);
     }
@@ -495,9 +504,10 @@ typedef struct {
 } delta_grad_job;
 
 /* Gradients of a chunk's row of keys or queries: from those of length 1 to the caller's. */
-INLINE void delta_put_key(const float *x, const float *slope, float inverse, int64_t d, int add,
-                          float *to) {
-    const float along = delta_dot(x, slope, whole_vectors(d));
+INLINE void delta_put_key(const delta_inputs *in, const float *x, const float *slope,
+                          float inverse, int add, float *to) {
+    const int64_t d = in->d;
+    const float along = in->eps < 0 ? 0 : delta_dot(x, slope, whole_vectors(d));
     for (int64_t j = 0; j < d; j += LANES) {
         const int64_t n = at_most(d - j, LANES);
         const vf one = inverse * (vf_load(slope + j) - along * vf_load(x + j));
@@ -523,7 +533,7 @@ static void delta_back(delta_chunk *c, delta_slopes *w, const delta_grad_job *jo
     /* U, the system that it solves, and what that reads */
     delta_by_upper(c, c->p, w->d_o, e, es, 0, w->du);
     delta_product(c, c->later_k, ds, d, w->slope, es, e, 1, w->du, es);
-    delta_solve(c, 1, w->du);
+    if (in->delta) delta_solve(c, 1, w->du);
     for (int64_t i = 0; i < rows; i++) {
         const float *du = w->du + i * es, *seen = c->seen + i * es;
         const float *v = in->v + (at + i * in->heads) * e;
@@ -532,9 +542,14 @@ static void delta_back(delta_chunk *c, delta_slopes *w, const delta_grad_job *jo
         vf by_beta = vf_set1(0), by_gate = vf_set1(0);
         for (int64_t j = 0; j < e; j += LANES) {
             const int64_t n = at_most(e - j, LANES);
-            const vf du_j = vf_load(du + j), known = vf_load(seen + j), one = beta * du_j;
+            const vf du_j = vf_load(du + j), one = beta * du_j, value = vf_load_part(v + j, n, 0);
             vf_store_part(dvalue + j, one, n);
-            by_beta += du_j * (vf_load_part(v + j, n, 0) - known);
+            if (!in->delta) {
+                by_beta += du_j * value;
+                continue;
+            }
+            const vf known = vf_load(seen + j);
+            by_beta += du_j * (value - known);
             by_gate += one * known;
             vf_store(dseen + j, since * one);
         }
@@ -544,7 +559,7 @@ static void delta_back(delta_chunk *c, delta_slopes *w, const delta_grad_job *jo
 
     /* products with the state, and with the gradient of the next one */
     delta_product(c, w->d_o, es, e, w->state_t, ds, d, 0, w->dq, ds);
-    delta_product(c, w->dseen, es, e, w->state_t, ds, d, 0, w->dk, ds);
+    if (in->delta) delta_product(c, w->dseen, es, e, w->state_t, ds, d, 0, w->dk, ds);
     delta_product(c, c->u, es, e, w->slope_t, ds, d, 0, w->dlater, ds);
     double last = 0; /* of G of the last row, from the decays until there */
     for (int64_t i = 0; i < rows; i++) {
@@ -554,7 +569,7 @@ static void delta_back(delta_chunk *c, delta_slopes *w, const delta_grad_job *jo
         const double later = (double)delta_dot(c->later_k + i * ds, dlater, dv);
         gate[i] -= later;
         last += later;
-        delta_scale(c->until[i], dlater, dv, 1, w->dk + i * ds);
+        delta_scale(c->until[i], dlater, dv, in->delta, w->dk + i * ds);
     }
     float kept = 0;
     for (int64_t i = 0; i < d; i++) kept += delta_dot(s + i * es, w->slope + i * es, ev);
@@ -562,7 +577,7 @@ static void delta_back(delta_chunk *c, delta_slopes *w, const delta_grad_job *jo
 
     /* products within the chunk */
     delta_lower(w->d_o, es, w->u_t, rows, e, w->by_p);
-    delta_lower(w->du, es, w->u_t, rows, e, w->by_n);
+    if (in->delta) delta_lower(w->du, es, w->u_t, rows, e, w->by_n);
     double above[CHUNK] = {0};
     for (int64_t i = 0; i < rows; i++) {
         float *by_p = w->by_p + i * CHUNK_STEP, *by_n = w->by_n + i * CHUNK_STEP;
@@ -571,22 +586,27 @@ static void delta_back(delta_chunk *c, delta_slopes *w, const delta_grad_job *jo
         float by_kk = 0;
         double sum = 0;
         for (int64_t j = 0; j < i; j++) {
-            const double one = (double)(by_p[j] * p[j]) + (double)(by_n[j] * n[j]);
+            double one = (double)(by_p[j] * p[j]);
+            if (in->delta) {
+                one += (double)(by_n[j] * n[j]);
+                by_kk += by_n[j] * kk[j];
+            }
             sum += one;
             above[j] += one;
-            by_kk += by_n[j] * kk[j];
         }
         gate[i] += sum;
         dbeta[i] -= by_kk;
-        for (int64_t j = 0; j < CHUNK; j++) {
+        for (int64_t j = 0; j < CHUNK; j++)
             by_p[j] = j <= i ? in->scale * decay[j] * by_p[j] : 0;
+        for (int64_t j = 0; in->delta && j < CHUNK; j++)
             by_n[j] = j < i ? -c->beta[i] * decay[j] * by_n[j] : 0;
-        }
     }
     delta_by_lower(c, w->by_p, c->k, d, ds, 1, w->dq);
     delta_by_upper(c, w->by_p, c->q, d, ds, 1, w->dk);
-    delta_by_lower(c, w->by_n, c->k, d, ds, 1, w->dk);
-    delta_by_upper(c, w->by_n, c->k, d, ds, 1, w->dk);
+    if (in->delta) {
+        delta_by_lower(c, w->by_n, c->k, d, ds, 1, w->dk);
+        delta_by_upper(c, w->by_n, c->k, d, ds, 1, w->dk);
+    }
 
     double sum = 0;
     for (int64_t i = rows - 1; i >= 0; i--) {
@@ -594,11 +614,11 @@ static void delta_back(delta_chunk *c, delta_slopes *w, const delta_grad_job *jo
         job->dg[at + i * in->heads] = (float)sum;
         job->dbeta[at + i * in->heads] = dbeta[i];
         const int64_t key = delta_key_at(c, c->row + i);
-        delta_put_key(c->k + i * ds, w->dk + i * ds, c->k_length[i], d, add, job->dk + key);
-        delta_put_key(c->q + i * ds, w->dq + i * ds, c->q_length[i], d, add, job->dq + key);
+        delta_put_key(in, c->k + i * ds, w->dk + i * ds, c->k_length[i], add, job->dk + key);
+        delta_put_key(in, c->q + i * ds, w->dq + i * ds, c->q_length[i], add, job->dq + key);
     }
     delta_into_state(c, c->earlier_q, w->d_o, c->since[rows - 1], w->slope);
-    delta_into_state(c, c->k, w->dseen, 1, w->slope);
+    if (in->delta) delta_into_state(c, c->k, w->dseen, 1, w->slope);
 }
 
 /* One value head of a sequence; with `add` its group's gradients of keys and queries have been
@@ -720,6 +740,46 @@ static void delta_gates_grad_piece(const void *context, int64_t begin, int64_t e
 }
 pl_status KERNEL(delta_gates_grad)(const pl_call *c) {
     in_pieces(PL_DIM(c, 'N'), 16 * PL_DIM(c, 'H'), delta_gates_grad_piece, c);
+    return PL_OK;
+}
+
+/* ---- gates of the scan: dt = softplus(x + dt_bias) between low and high, g = -e^a_log dt */
+
+static void scan_gates_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
+    const scan_gates_forward_args args = scan_gates_forward_args_of(context);
+    const int64_t h = PL_DIM((const pl_call *)context, 'H');
+    const vf low = vf_set1((float)args.low), high = vf_set1((float)args.high);
+    for (int64_t i = begin; i < end; i++)
+        for (int64_t j = 0; j < h; j += LANES) {
+            const int64_t n = at_most(h - j, LANES), at = i * h + j;
+            const vf x = vf_load_part(args.x + at, n, 0) + vf_load_part(args.dt_bias + j, n, 0);
+            const vf dt = vf_min(high, vf_max(low, delta_softplus(x)));
+            vf_store_part(args.dt + at, dt, n);
+            vf_store_part(args.g + at, -vf_exp(vf_load_part(args.a_log + j, n, 0)) * dt, n);
+        }
+}
+pl_status KERNEL(scan_gates_forward)(const pl_call *c) {
+    in_pieces(PL_DIM(c, 'N'), 16 * PL_DIM(c, 'H'), scan_gates_piece, c);
+    return PL_OK;
+}
+static void scan_gates_grad_piece(const void *context, int64_t begin, int64_t end,
+                                  int worker UNUSED) {
+    const scan_gates_grad_args args = scan_gates_grad_args_of(context);
+    const int64_t h = PL_DIM((const pl_call *)context, 'H');
+    const vf low = vf_set1((float)args.low), high = vf_set1((float)args.high), none = vf_set1(0);
+    for (int64_t i = begin; i < end; i++)
+        for (int64_t j = 0; j < h; j += LANES) {
+            const int64_t n = at_most(h - j, LANES), at = i * h + j;
+            const vf x = vf_load_part(args.x + at, n, 0) + vf_load_part(args.dt_bias + j, n, 0);
+            const vf rate = vf_exp(vf_load_part(args.a_log + j, n, 0)), dt = delta_softplus(x);
+            const vf by_dt =
+                vf_load_part(args.ddt + at, n, 0) - rate * vf_load_part(args.dg + at, n, 0);
+            const vf inside = vf_select(vf_less(high, dt), none, by_dt * delta_sigmoid(x));
+            vf_store_part(args.dx + at, vf_select(vf_less(dt, low), none, inside), n);
+        }
+}
+pl_status KERNEL(scan_gates_grad)(const pl_call *c) {
+    in_pieces(PL_DIM(c, 'N'), 16 * PL_DIM(c, 'H'), scan_gates_grad_piece, c);
     return PL_OK;
 }
 

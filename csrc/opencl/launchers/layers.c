@@ -185,6 +185,7 @@ int pl_cl_launch_delta_rule_forward(const pl_cl_operation *o) {
     add_sizes(&l, "GHDE");
     pl_cl_add_f32(&l, args.scale);
     pl_cl_add_f32(&l, args.eps);
+    pl_cl_add_i64(&l, args.delta != 0);
     const int failed = run(&l, "delta_rule", dim(o, 'B') * dim(o, 'H'));
     if (!at.last.buffer) pl_cl_buffer_release(last.buffer);
     return failed;
@@ -199,6 +200,7 @@ int pl_cl_launch_delta_rule_step(const pl_cl_operation *o) {
     add_sizes(&l, "GHDE");
     pl_cl_add_f32(&l, args.scale);
     pl_cl_add_f32(&l, args.eps);
+    pl_cl_add_i64(&l, args.delta != 0);
     return run(&l, "delta_rule", dim(o, 'B') * dim(o, 'H'));
 }
 
@@ -227,6 +229,7 @@ int pl_cl_launch_delta_rule_grad(const pl_cl_operation *o) {
     add_sizes(&l, "GHDE");
     pl_cl_add_f32(&l, args.scale);
     pl_cl_add_f32(&l, args.eps);
+    pl_cl_add_i64(&l, args.delta != 0);
     const int failed = run(&l, "delta_rule_grad", groups);
     pl_cl_buffer_release(work.buffer);
     return failed;
@@ -250,6 +253,32 @@ int pl_cl_launch_delta_gates_grad(const pl_cl_operation *o) {
     pl_cl_add_i64(&l, n);
     add_sizes(&l, "H");
     return run_items(&l, "delta_gates_grad", n);
+}
+
+int pl_cl_launch_scan_gates_forward(const pl_cl_operation *o) {
+    const scan_gates_forward_args args = scan_gates_forward_args_of(o->call);
+    const scan_gates_forward_places at = scan_gates_forward_places_of(o);
+    const int64_t n = dim(o, 'N') * dim(o, 'H');
+    pl_cl_launch l = begin_delta(o);
+    pl_cl_add_places(&l, 4, at.x, at.a_log, at.dt_bias, at.dt, at.g);
+    pl_cl_add_i64(&l, n);
+    add_sizes(&l, "H");
+    pl_cl_add_f32(&l, args.low);
+    pl_cl_add_f32(&l, args.high);
+    return run_items(&l, "scan_gates_forward", n);
+}
+
+int pl_cl_launch_scan_gates_grad(const pl_cl_operation *o) {
+    const scan_gates_grad_args args = scan_gates_grad_args_of(o->call);
+    const scan_gates_grad_places at = scan_gates_grad_places_of(o);
+    const int64_t n = dim(o, 'N') * dim(o, 'H');
+    pl_cl_launch l = begin_delta(o);
+    pl_cl_add_places(&l, 4, at.ddt, at.dg, at.x, at.a_log, at.dt_bias, at.dx);
+    pl_cl_add_i64(&l, n);
+    add_sizes(&l, "H");
+    pl_cl_add_f32(&l, args.low);
+    pl_cl_add_f32(&l, args.high);
+    return run_items(&l, "scan_gates_grad", n);
 }
 
 int pl_cl_launch_gather_rows(const pl_cl_operation *o) {

@@ -9,9 +9,10 @@
 #define COLUMNS for (long j = LANE; j < e; j += GROUP)
 #define EACH_ROW for (long i = LANE; i < d; i += GROUP)
 
-/* One over the length of d numbers from `at` on. */
+/* One over the length of d numbers from `at` on; with eps < 0 1. */
 #define INVERSE_LENGTH(name, at) inverse_length(ROW(name, at), d, eps)
 INLINE float inverse_length(const global float *x, long d, float eps) {
+    if (eps < 0) return 1;
     SCALAR sum = 0;
     for (long i = 0; i < d; i++) sum += (SCALAR)x[i] * x[i];
     return (float)(1 / sqrt(sum + (SCALAR)eps));
@@ -21,7 +22,7 @@ INLINE float inverse_length(const global float *x, long d, float eps) {
  * `last`; without these arrays, to those of the sequence. */
 KERNEL delta_rule(IN(q), IN(k), IN(v), IN(g), IN(beta), INDICES(offsets), INDICES(from),
                   INDICES(to), IN(first), OUT(last), OUT(o), long groups, long heads, long d,
-                  long e, float scale, float eps) {
+                  long e, float scale, float eps, long delta) {
     const long s = get_group_id(0) / heads, h = get_group_id(0) % heads;
     const long begin = *ROW(offsets, s), end = *ROW(offsets, s + 1);
     if (from_data && begin == end) return;
@@ -35,7 +36,8 @@ KERNEL delta_rule(IN(q), IN(k), IN(v), IN(g), IN(beta), INDICES(offsets), INDICE
             const float of_k = INVERSE_LENGTH(k, key), of_q = scale * INVERSE_LENGTH(q, key);
             const float gate = exp(*ROW(g, value));
             float known = 0, read = 0;
-            for (long i = 0; i < d; i++) known += *ROW(k, key + i) * *ROW(last, state + i * e + j);
+            for (long i = 0; delta && i < d; i++)
+                known += *ROW(k, key + i) * *ROW(last, state + i * e + j);
             const float u = *ROW(beta, value) * (*ROW(v, value * e + j) - gate * of_k * known);
             for (long i = 0; i < d; i++) {
                 global float *at = ROW(last, state + i * e + j);
@@ -53,7 +55,8 @@ KERNEL delta_rule(IN(q), IN(k), IN(v), IN(g), IN(beta), INDICES(offsets), INDICE
         const long value = row * heads + h, key = (row * groups + group) * d; \
         const float of_k = INVERSE_LENGTH(k, key), gate = exp(*ROW(g, value)); \
         float known = 0; \
-        for (long i = 0; i < d; i++) known += *ROW(k, key + i) * *ROW(work, (now) + i * e + j); \
+        for (long i = 0; delta && i < d; i++) \
+            known += *ROW(k, key + i) * *ROW(work, (now) + i * e + j); \
         const float u = *ROW(beta, value) * (*ROW(v, value * e + j) - gate * of_k * known); \
         for (long i = 0; i < d; i++) \
             *ROW(work, (next) + i * e + j) = \
@@ -68,7 +71,7 @@ KERNEL delta_rule(IN(q), IN(k), IN(v), IN(g), IN(beta), INDICES(offsets), INDICE
 KERNEL delta_rule_grad(IN(d_o), IN(dlast), IN(q), IN(k), IN(v), IN(g), IN(beta), INDICES(offsets),
                        IN(state), OUT(dq), OUT(dk), OUT(dv), OUT(dg), OUT(dbeta), OUT(dstate),
                        OUT(work), long each, long part, long groups, long heads, long d, long e,
-                       float scale, float eps) {
+                       float scale, float eps, long delta) {
     GROUP_MEMORY
     const long s = get_group_id(0) / groups, group = get_group_id(0) % groups;
     const long begin = *ROW(offsets, s), end = *ROW(offsets, s + 1), size = d * e;
@@ -110,12 +113,13 @@ KERNEL delta_rule_grad(IN(d_o), IN(dlast), IN(q), IN(k), IN(v), IN(g), IN(beta),
                         global float *at = ROW(work, slope + i * e + j);
                         *at += *ROW(q, key + i) * up;
                         du += *ROW(k, key + i) * *at;
-                        known += *ROW(k, key + i) * *ROW(work, now + i * e + j);
+                        if (delta) known += *ROW(k, key + i) * *ROW(work, now + i * e + j);
                     }
                     const float y = *ROW(v, value * e + j) - gate * of_k * known;
                     by_rate += of_k * du * y;
                     *ROW(work, us + j) = rate * y;
-                    *ROW(work, dys + j) = *ROW(dv, value * e + j) = rate * of_k * du;
+                    *ROW(dv, value * e + j) = rate * of_k * du;
+                    *ROW(work, dys + j) = delta ? rate * of_k * du : 0;
                 }
                 const SCALAR of_rate = group_sum(by_rate);
                 if (LANE == 0) *ROW(dbeta, value) = (float)of_rate;
@@ -140,8 +144,8 @@ KERNEL delta_rule_grad(IN(d_o), IN(dlast), IN(q), IN(k), IN(v), IN(g), IN(beta),
                 }
                 const SCALAR of_gate = group_sum(by_gate);
                 if (LANE == 0) *ROW(dg, value) = (float)of_gate;
-                const float k_along = (float)group_sum(along_k);
-                const float q_along = (float)group_sum(along_q);
+                const float k_along = (float)group_sum(eps < 0 ? 0 : along_k);
+                const float q_along = (float)group_sum(eps < 0 ? 0 : along_q);
                 EACH_ROW {
                     const float to_k =
                         of_k * (*ROW(work, slopes_k + i) - k_along * of_k * *ROW(k, key + i));
@@ -181,4 +185,23 @@ KERNEL delta_gates_grad(IN(dg), IN(dbeta), IN(a), IN(b), IN(a_log), IN(dt_bias),
     *ROW(da, i) =
         -exp(*ROW(a_log, i % h)) * *ROW(dg, i) * SIGMOID(*ROW(a, i) + *ROW(dt_bias, i % h));
     *ROW(db, i) = *ROW(dbeta, i) * rate * (1 - rate);
+}
+
+KERNEL scan_gates_forward(IN(x), IN(a_log), IN(dt_bias), OUT(dt), OUT(g), long n, long h, float low,
+                          float high) {
+    const long i = get_global_id(0);
+    if (i >= n) return;
+    const float y = *ROW(x, i) + *ROW(dt_bias, i % h);
+    const float step = fmin(high, fmax(low, fmax(y, 0.0f) + log1p(exp(-fabs(y)))));
+    *ROW(dt, i) = step;
+    *ROW(g, i) = -exp(*ROW(a_log, i % h)) * step;
+}
+KERNEL scan_gates_grad(IN(ddt), IN(dg), IN(x), IN(a_log), IN(dt_bias), OUT(dx), long n, long h,
+                       float low, float high) {
+    const long i = get_global_id(0);
+    if (i >= n) return;
+    const float y = *ROW(x, i) + *ROW(dt_bias, i % h);
+    const float step = fmax(y, 0.0f) + log1p(exp(-fabs(y)));
+    const float by_dt = *ROW(ddt, i) - exp(*ROW(a_log, i % h)) * *ROW(dg, i);
+    *ROW(dx, i) = step < low || step > high ? 0 : by_dt * SIGMOID(y);
 }
