@@ -46,6 +46,27 @@ def config(tied=True, bias=False, **changes):
 FAMILIES = {
     "smollm3": {"model_type": "smollm3", "no_rope_layers": [1, 0, 1]},
     "granite": {"model_type": "granite", "attention_multiplier": 0.3, "residual_multiplier": 0.22},
+    "granite 4": {
+        "model_type": "granitemoehybrid",
+        "num_local_experts": 0,
+        "num_experts_per_tok": 0,
+        "shared_intermediate_size": SIZES["intermediate_size"],
+        "layer_types": ["attention"] * 3,
+        "position_embedding_type": "nope",
+        "attention_multiplier": 0.3,
+        "residual_multiplier": 0.22,
+    },
+    # yarn with a factor of 1 leaves positions as they are.
+    "ministral3": {
+        "model_type": "ministral3",
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 1000.0,
+            "factor": 1.0,
+            "original_max_position_embeddings": 3,
+            "llama_4_scaling_beta": 0.7,
+        },
+    },
     "phi3": {"model_type": "phi3", "partial_rotary_factor": 0.75, "sliding_window": 5},
     "olmo2": {"model_type": "olmo2"},
     "olmo3": {
@@ -104,6 +125,8 @@ def write_folder(folder, seed=0, dtype="f32", change=None, **options):
     arrays = {name: array.astype(TYPES[dtype]) for name, array in tensors(c, seed).items()}
     if c["model_type"] == "phi3":
         fuse(arrays)
+    if c["model_type"] == "granitemoehybrid":
+        fuse(arrays, shared=True)
     if change:
         change(arrays)
     folder.mkdir(parents=True, exist_ok=True)
@@ -112,8 +135,19 @@ def write_folder(folder, seed=0, dtype="f32", change=None, **options):
     return c, {name: array.astype(np.float32) for name, array in arrays.items()}
 
 
-def fuse(arrays):
-    """Put q, k and v into one matrix, and gate and up, as Phi-3's files have them."""
+def fuse(arrays, shared=False):
+    """Put q, k and v into one matrix, and gate and up, as Phi-3's files have them.
+
+    `shared`: only the MLP, as Granite 4's.
+    """
+    if shared:
+        for name in [name for name in arrays if name.endswith("mlp.gate_proj.weight")]:
+            at = name.removesuffix("mlp.gate_proj.weight")
+            both = [arrays.pop(f"{at}mlp.{part}_proj.weight") for part in ("gate", "up")]
+            arrays[f"{at}shared_mlp.input_linear.weight"] = np.concatenate(both)
+            down = arrays.pop(f"{at}mlp.down_proj.weight")
+            arrays[f"{at}shared_mlp.output_linear.weight"] = down
+        return
     for name in [name for name in arrays if name.endswith(("q_proj.weight", "gate_proj.weight"))]:
         at, first = name.removesuffix("_proj.weight").rsplit(".", 1)
         parts = {"q": ("q", "k", "v"), "gate": ("gate", "up")}[first]
@@ -125,6 +159,11 @@ def fuse(arrays):
 def apart(c, arrays):
     """The arrays with the parts of fused matrices as matrices of their own."""
     kv, found = c["num_key_value_heads"] * c["head_dim"], dict(arrays)
+    for name in [name for name in arrays if ".shared_mlp.input_linear" in name]:
+        at = name.removesuffix("shared_mlp.input_linear.weight")
+        halves = np.split(found.pop(name), 2)
+        found |= {f"{at}mlp.{part}_proj.weight": half for part, half in zip(("gate", "up"), halves)}
+        found[f"{at}mlp.down_proj.weight"] = found.pop(f"{at}shared_mlp.output_linear.weight")
     for name in [
         name for name in arrays if name.endswith(("qkv_proj.weight", "gate_up_proj.weight"))
     ]:
@@ -242,6 +281,7 @@ def logits(c, arrays, tokens, states=None):
         angles = np.arange(n)[:, None] * rope["rope_theta"] ** -(np.arange(0, r, 2) / r)
         angles /= rope.get("factor", 1) * factors
         rotate = rotate and (c.get("no_rope_layers") or [1] * (i + 1))[i]
+        rotate = rotate and c.get("position_embedding_type") != "nope"
         cos, sin = by * np.cos(angles)[:, None], by * np.sin(angles)[:, None]
         x = x.reshape(n, -1, d)
         a, b, rest = x[..., : r // 2], x[..., r // 2 : r], x[..., r:]
@@ -258,6 +298,9 @@ def logits(c, arrays, tokens, states=None):
         if after:
             q, k = norm(q, f"{at}.self_attn.q_norm"), norm(k, f"{at}.self_attn.k_norm")
         q, k, v = heads(q, i), heads(k, i), heads(v, i, rotate=False)
+        if beta := c.get("rope_parameters", {}).get("llama_4_scaling_beta"):
+            original = c["rope_parameters"]["original_max_position_embeddings"]
+            q = q * (1 + beta * np.log1p(np.arange(n) // original))[:, None, None]
         k, v = np.repeat(k, share, axis=1), np.repeat(v, share, axis=1)
         scores = np.einsum("nhd,mhd->hnm", q, k) * scale
         seen = np.tril(np.ones((n, n), bool))
