@@ -12,6 +12,8 @@ Weights are random, of the shapes that published models have. Prints:
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from common import WORK, free_gb, machine, run_json, table
@@ -24,12 +26,14 @@ class Part(NamedTuple):
     name: str
     layers: int
     peer: bool = True  # transformers runs it on a processor without further kernels
+    changes: Mapping[str, int] = MappingProxyType({})
 
 
 FAMILIES = (
     Part("LFM2-350M", 3),
     Part("Qwen2.5-0.5B", 3),
     Part("Qwen3-0.6B", 3),
+    Part("Qwen3.5-0.8B", 4),
     Part("Gemma-3-1B", 6),
     Part("LFM2-1.2B", 3),
     Part("Llama-3.2-1B", 2),
@@ -37,6 +41,7 @@ FAMILIES = (
     Part("OLMoE-1B-7B", 1, peer=False),
     Part("Granite-3.3-2B", 2),
     Part("Gemma-2-2B", 2),
+    Part("Gemma-4-E2B", 10, changes={"num_kv_shared_layers": 5}),
     Part("SmolLM3-3B", 4),
     Part("Phi-4-mini", 2),
 )
@@ -44,7 +49,7 @@ VOCABULARY = 16384  # few layers under a whole head would measure the head
 TOKENS = 1024
 SIZES = ("SmolLM2-135M", "LFM2-350M", "Qwen3-0.6B", "LFM2-1.2B", "SmolLM2-1.7B", "Qwen3-4B")
 SIZE_TOKENS = 512
-MIXERS = ("short_conv",)
+MIXERS = ("short_conv", "conv_silu", "delta_rule")
 
 
 def product_limit(found: dict) -> float:
@@ -63,7 +68,7 @@ def families(quick: bool) -> list[str]:
     sizes = ("--batch", "1", "--tokens", str(TOKENS))
     passes = ("--passes", "1" if quick else "3")
     for part in FAMILIES[:1] if quick else FAMILIES:
-        file = narrow(part.name, part.layers, VOCABULARY)
+        file = narrow(part.name, part.layers, VOCABULARY, **part.changes)
         stored = ("--type", "f32")
         limits = run_json("step_limits.py", file, *sizes, *passes, *stored)
         products = product_limit(limits)

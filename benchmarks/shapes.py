@@ -71,6 +71,24 @@ SHAPES: dict[str, dict[str, Any]] = {
         "Qwen2ForCausalLM", "qwen2", 896, 4864, 24, (14, 2), 151936, hidden_act="silu"
     ),
     "Qwen3-0.6B": _qwen3(1024, 3072, 28, (16, 8), 151936),
+    "Qwen3.5-0.8B": _shape(
+        "Qwen3_5ForCausalLM",
+        "qwen3_5_text",
+        1024,
+        3584,
+        24,
+        (8, 2),
+        248320,
+        hidden_act="silu",
+        head_dim=256,
+        layer_types=[*["linear_attention"] * 3, "full_attention"] * 6,
+        linear_num_key_heads=16,
+        linear_num_value_heads=16,
+        linear_key_head_dim=128,
+        linear_value_head_dim=128,
+        linear_conv_kernel_dim=4,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 0.25},
+    ),
     "Gemma-3-1B": _shape(
         "Gemma3ForCausalLM",
         "gemma3_text",
@@ -144,6 +162,33 @@ SHAPES: dict[str, dict[str, Any]] = {
         final_logit_softcapping=30.0,
         hidden_activation="gelu_pytorch_tanh",
     ),
+    "Gemma-4-E2B": _shape(
+        "Gemma4ForCausalLM",
+        "gemma4_text",
+        1536,
+        6144,
+        35,
+        (8, 1),
+        262144,
+        head_dim=256,
+        global_head_dim=512,
+        hidden_activation="gelu_pytorch_tanh",
+        layer_types=[*["sliding_attention"] * 4, "full_attention"] * 7,
+        sliding_window=512,
+        num_kv_shared_layers=20,
+        use_double_wide_mlp=True,
+        hidden_size_per_layer_input=256,
+        vocab_size_per_layer_input=262144,
+        final_logit_softcapping=30.0,
+        rope_parameters={
+            "full_attention": {
+                "rope_type": "proportional",
+                "partial_rotary_factor": 0.25,
+                "rope_theta": 1e6,
+            },
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        },
+    ),
     "SmolLM3-3B": _shape(
         "SmolLM3ForCausalLM", "smollm3", 2048, 11008, 36, (16, 4), 128256, hidden_act="silu"
     ),
@@ -177,11 +222,12 @@ def shape_file(name: str) -> str:
     return write(name, SHAPES[name])
 
 
-def narrow(name: str, layers: int, vocabulary: int) -> str:
+def narrow(name: str, layers: int, vocabulary: int, **changes: Any) -> str:
     """The config.json of the first layers of a model, with a vocabulary of at most so many."""
-    config = dict(SHAPES[name])
+    config = SHAPES[name] | changes
     config["num_hidden_layers"] = layers
-    config["vocab_size"] = min(config["vocab_size"], vocabulary)
+    for key in {"vocab_size", "vocab_size_per_layer_input"} & config.keys():
+        config[key] = min(config[key], vocabulary)
     if "layer_types" in config:
         config["layer_types"] = config["layer_types"][:layers]
     return write(f"{name}-{layers}", config)

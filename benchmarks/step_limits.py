@@ -25,6 +25,8 @@ from bases import load
 from pyloss import _core, measuring
 from pyloss.autograd.recorded import Recorded
 
+CHUNK = 64  # rows that csrc/kernels/layers/delta_rule.tpl.h takes at a time
+
 
 class Work:
     """The work of the counted calls.
@@ -91,6 +93,9 @@ def work_of(name: str, spec: str, arguments: tuple) -> float:
         return (
             2 * (5 if name.endswith("grad") else 2) * pairs(offsets, window) * size["H"] * size["D"]
         )
+    if name.startswith("delta_rule"):  # in chunks; the gradient does the forward pass again
+        each = CHUNK * (size["D"] + size["E"]) + 3 * size["D"] * size["E"]
+        return 2 * size["N"] * size["H"] * each * (3 if name.endswith("grad") else 1)
     if name.startswith("matmul"):
         return 2 * size["M"] * size["N"] * size["K"]
     if name == "adapted_norm":
