@@ -91,6 +91,8 @@ def _layers(c: ModelConfig) -> str:
             parts = [f"short convolution over {counted(window, 'token')}"]
         elif c.linear(i):
             parts = [f"gated delta rule, convolution over {counted(window, 'token')}"]
+        elif c.scanned(i):
+            parts = [f"scan of Mamba-2, convolution over {counted(window, 'token')}"]
         elif not c.rotated(i):
             parts.append("without positions")
         mixture = c.mixture

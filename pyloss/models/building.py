@@ -34,6 +34,13 @@ from pyloss.models.lfm2 import (
     ShortConv,
     Taps,
 )
+from pyloss.models.mamba import (
+    GroupedNorm,
+    MambaExpertsLayer,
+    MambaMixer,
+    MambaMLPLayer,
+    MambaSharedExpertLayer,
+)
 from pyloss.models.moe import GraniteMoe, Router, SharedMoe, SigmoidMoe, SparseMoe, SwitchGLU
 from pyloss.models.qwen3_5 import DeltaLayer, GatedAttention, GatedDeltaNet
 from pyloss.models.transformer import Decoder, Model
@@ -225,6 +232,28 @@ class _Builder:
             self.linear(f"{at}.out_proj", hidden, width),
         )
 
+    def mamba(self, at: str, i: int) -> MambaMixer:
+        c, sizes = self.config, self.config.mamba
+        assert sizes is not None
+        hidden, inner, bias = c.hidden_size, sizes.inner, sizes.proj_bias
+        taps = self.source.taps(f"{at}.conv1d", sizes.columns, sizes.taps)
+        offset = self.source.array(f"{at}.conv1d.bias", sizes.columns) if sizes.conv_bias else None
+        norm = RMSNorm(inner, c.rms_norm_eps)
+        if sizes.groups > 1:
+            norm = GroupedNorm(inner, sizes.groups, c.rms_norm_eps)
+        norm.weight = self.source.plain_norm(f"{at}.norm", inner)
+        return MambaMixer(
+            sizes,
+            c.rotated(i),
+            self.linear(f"{at}.in_proj", inner + sizes.columns + sizes.heads, hidden, bias),
+            Taps(taps, offset),
+            self.source.array(f"{at}.dt_bias", sizes.heads),
+            self.source.rates(f"{at}.A_log", sizes.heads),
+            self.source.array(f"{at}.D", sizes.heads),
+            norm,
+            self.linear(f"{at}.out_proj", hidden, inner, bias),
+        )
+
     def lfm2_layer(self, at: str, i: int) -> DecoderLayer:
         mixture, mlp = self.config.mixture, f"{at}.feed_forward"
         fed: MLP | SparseMoe
@@ -248,19 +277,21 @@ class _Builder:
     def granite_layer(self, at: str, i: int) -> DecoderLayer:
         """A layer of a Granite with experts, or with a shared expert in their place."""
         mixture, shared_mlp = self.config.mixture, f"{at}.shared_mlp"
-        attention = self.attention(f"{at}.self_attn", i)
+        scanned = self.config.scanned(i)
+        mixer = self.mamba(f"{at}.mamba", i) if scanned else self.attention(f"{at}.self_attn", i)
         norms = [
             self.layer_norm(f"{at}.{name}")
             for name in ("input_layernorm", "post_attention_layernorm")
         ]
         if mixture is None:
             alone = self.shared_mlp(shared_mlp, self.config.intermediate_size)
-            return SharedMLPLayer(attention, alone, *norms)
+            return (MambaMLPLayer if scanned else SharedMLPLayer)(mixer, alone, *norms)
         moe = self.experts(f"{at}.block_sparse_moe", mixture)
         if not mixture.shared_size:
-            return BlockSparseLayer(attention, moe, *norms)
+            return (MambaExpertsLayer if scanned else BlockSparseLayer)(mixer, moe, *norms)
         shared = self.shared_mlp(shared_mlp, mixture.shared_size)
-        return SharedExpertLayer(attention, moe, shared, *norms)
+        cls = MambaSharedExpertLayer if scanned else SharedExpertLayer
+        return cls(mixer, moe, shared, *norms)
 
     def layer_tables(self, options: Gemma4) -> tuple[Embedding, Linear, RMSNorm] | None:
         """The table of each layer's embeddings, the projection to its width, and their norm."""

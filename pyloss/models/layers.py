@@ -343,7 +343,7 @@ class SharedExpertLayer(BlockSparseLayer):
 
     def __init__(
         self,
-        self_attn: Attention,
+        self_attn: Any,
         block_sparse_moe: SparseMoe,
         shared_mlp: MLP,
         input_layernorm: RMSNorm,

@@ -15,7 +15,7 @@ from pyloss.autograd.tape import data
 from pyloss.checks.numbers import whole
 from pyloss.models.batch_cache import BatchCache, PromptCache, rows_needed
 from pyloss.models.cache import PREFILL, KVCache, NextTokens
-from pyloss.models.config.fields import CONV, FULL, LINEAR, SLIDING
+from pyloss.models.config.fields import CONV, FULL, LINEAR, MAMBA, SLIDING
 from pyloss.models.config.model_config import ModelConfig
 from pyloss.models.config.rope_scaling import long_from
 from pyloss.models.fusing import fuse_modules
@@ -425,6 +425,8 @@ class Model(Module):
         elif config.family.short_conv or config.family.linear_attention:
             other = CONV if config.family.short_conv else LINEAR
             types = [other if layer.self_attn.taps else FULL for layer in self.layers]
+        elif config.mamba is not None:
+            types = [MAMBA if layer.self_attn.taps else FULL for layer in self.layers]
         if mixture is not None:
             mixture = dataclasses.replace(mixture, dense_layers=dense)
         return dataclasses.replace(

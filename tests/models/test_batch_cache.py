@@ -6,6 +6,7 @@ import tiny
 
 from pyloss.models.config.delta_net import DeltaNet
 from pyloss.models.config.gemma4 import Gemma4
+from pyloss.models.config.mamba import Mamba2
 from pyloss.models.config.mixture import Mixture
 from pyloss.models.config.model_config import ModelConfig
 from pyloss.models.synthetic import random_model
@@ -63,7 +64,9 @@ FAMILIES = {
     },
     "granitemoe": EXPERTS,
     "granitemoeshared": {"mixture": Mixture(6, 2, 32, True, shared_size=64)},
-    "granitemoehybrid": {"no_rope_layers": [0, 0, 0]},
+    "granitemoehybrid": {
+        "no_rope_layers": [0, 0, 0], "layer_types": ["mamba", "full_attention", "mamba"], "mamba": Mamba2(4, 32, 2, 12, 3),
+    },
     "qwen2_moe": {"mixture": Mixture(6, 2, 32, False, shared_size=64)},
 }  # fmt: skip
 

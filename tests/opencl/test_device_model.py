@@ -12,6 +12,7 @@ from pyloss.io.safetensors import read_safetensors
 from pyloss.models import dequantize_model, load_model
 from pyloss.models.config import ModelConfig
 from pyloss.models.config.delta_net import DeltaNet
+from pyloss.models.config.mamba import Mamba2
 from pyloss.models.synthetic import random_model
 from pyloss.tuner.losses import default_loss
 from pyloss.tuner.utils import unfreeze_layers
@@ -158,6 +159,40 @@ def test_the_delta_rule(device):
 
     here, there = fresh(), fresh()
     assert "model.layers.2.linear_attn.A_log" in here.trainable_parameters()
+    same_steps(here, there, device)
+    steps_are_those_of_the_whole(here, there)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_the_scan(device, groups):
+    """Training, also of the scan's own parameters, and generation."""
+
+    def fresh():
+        model = random_model(
+            ModelConfig(
+                "granitemoehybrid",
+                vocab_size=29,
+                hidden_size=24,
+                intermediate_size=40,
+                num_hidden_layers=3,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                head_dim=6,
+                layer_types=["mamba", "full_attention", "mamba"],
+                no_rope_layers=[0, 0, 0],
+                mamba=Mamba2(4, 12, groups, 7),
+            )
+        )
+        adapted(model, dropout=0.0, keys=None)
+        for layer in (model.layers[0], model.layers[2]):
+            layer.mamba.conv1d.unfreeze()
+            layer.mamba.norm.unfreeze()
+            layer.mamba.D[...] = 1  # with 0, results before the norm are small, and steps unlike
+            layer.mamba.unfreeze(recurse=False)
+        return model
+
+    here, there = fresh(), fresh()
+    assert "model.layers.2.mamba.D" in here.trainable_parameters()
     same_steps(here, there, device)
     steps_are_those_of_the_whole(here, there)
 

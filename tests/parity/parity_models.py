@@ -151,6 +151,31 @@ GRANITE4 = {
     "layer_types": ["attention"] * 2,
     "position_embedding_type": "rope",
 }
+# Granite 4 with a Mamba layer, without positions; and with other sizes and options of it.
+GRANITE4_MAMBA = {
+    **GRANITE4,
+    "layer_types": ["mamba", "attention"],
+    "position_embedding_type": "nope",
+    "mamba_n_heads": 8,
+    "mamba_d_head": 16,
+    "mamba_d_state": 20,
+    "mamba_d_conv": 4,
+    "mamba_expand": 2,
+}
+GRANITE4_GROUPS = {
+    **GRANITE4_MAMBA,
+    "position_embedding_type": "rope",
+    "tie_word_embeddings": False,
+    "layer_types": ["attention", "mamba"],
+    "mamba_n_heads": 6,
+    "mamba_d_head": "auto",
+    "mamba_expand": 3,
+    "mamba_n_groups": 2,
+    "mamba_d_conv": 3,
+    "mamba_conv_bias": False,
+    "mamba_proj_bias": True,
+    "time_step_limit": [0.3, 0.9],
+}
 # Two windows to each layer without; the last layers share keys and values, and have wider MLPs.
 GEMMA4 = {
     "family": "Gemma4",

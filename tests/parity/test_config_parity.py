@@ -11,6 +11,7 @@ transformers = pytest.importorskip("transformers", reason="compares with transfo
 pytest.importorskip("torch", reason="transformers computes rotary factors with it")
 
 from pyloss.models.config.families import FAMILIES
+from pyloss.models.config.mamba import Mamba2
 from pyloss.models.config.mixture import Mixture
 from pyloss.models.config.model_config import ModelConfig
 from pyloss.models.config.rope_scaling import llama3_factors, rotary_frequencies
@@ -136,6 +137,14 @@ def make(**changes):
         {"model_type": "granitemoehybrid", "head_dim": 16, **MULTIPLIERS},
         {"model_type": "granitemoehybrid", "head_dim": 16, "no_rope_layers": [0, 0], **MULTIPLIERS},
         {
+            "model_type": "granitemoehybrid",
+            "head_dim": 16,
+            "no_rope_layers": [0, 0],
+            "layer_types": ["mamba", "full_attention"],
+            "mamba": Mamba2(8, 16, 2, 20, 3, False, True),
+            **MULTIPLIERS,
+        },
+        {
             "model_type": "granitemoeshared",
             "head_dim": 16,
             "mixture": Mixture(4, 2, 96, True, shared_size=48),
@@ -176,7 +185,10 @@ def test_transformers_reads_ours_and_we_read_what_it_writes(tmp_path, changes):
     if config.partial_rotary_factor is not None:
         assert theirs.rope_parameters["partial_rotary_factor"] == config.partial_rotary_factor
         assert theirs.original_max_position_embeddings == (2048 if config.rope_scaling else 4096)
-    assert windows_of(theirs) == [config.window(i) for i in range(config.num_hidden_layers)]
+    windows = [config.window(i) for i in range(config.num_hidden_layers)]
+    assert windows_of(theirs) == [
+        0 if config.scanned(i) else window for i, window in enumerate(windows)
+    ]
     for name in ("query_pre_attn_scalar", *SOFTCAPS, *MULTIPLIERS):
         assert getattr(theirs, name, None) == getattr(config, name)
     theirs.save_pretrained(tmp_path)

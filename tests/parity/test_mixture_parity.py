@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tiny as tiny_files
 from parity_models import (
+    GRANITE4_MAMBA,
     MIXTURES,
     add_adapter,
     greedy,
@@ -47,6 +48,11 @@ VARIANTS = {
         **MIXTURES["granitemoehybrid"],
         "position_embedding_type": "nope",
         "tie_word_embeddings": False,
+    },
+    "granitemoehybrid with a mamba layer": {
+        **GRANITE4_MAMBA,
+        **MIXTURES["granitemoehybrid"],
+        "layer_types": ["mamba", "attention"],
     },
     "qwen2_moe with MLPs and windows": {
         **MIXTURES["qwen2_moe"],

@@ -10,6 +10,8 @@ from parity_models import (
     GEMMA4,
     GRANITE,
     GRANITE4,
+    GRANITE4_GROUPS,
+    GRANITE4_MAMBA,
     LFM2,
     LINEARS,
     LLAMA3,
@@ -92,6 +94,8 @@ VARIANTS = {
         "position_embedding_type": "nope",
         "tie_word_embeddings": False,
     },
+    "granite 4 with a mamba layer": GRANITE4_MAMBA,
+    "granite 4 with another mamba layer": GRANITE4_GROUPS,
     "ministral3": MINISTRAL3,
     "ministral3 with a window and another scale": {
         **MINISTRAL3,

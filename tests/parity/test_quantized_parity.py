@@ -10,6 +10,7 @@ from parity_models import (
     GEMMA4,
     GRANITE,
     GRANITE4,
+    GRANITE4_MAMBA,
     LFM2,
     MINISTRAL3,
     MIXTURES,
@@ -309,6 +310,7 @@ def test_every_gguf_type_reads_as_gguf_does(tmp_path, format):
 FAMILIES = {
     **{name: options for name, options in MIXTURES.items() if name != "granitemoeshared"},
     "granite 4": GRANITE4,
+    "granite 4 with a mamba layer": GRANITE4_MAMBA,
     "ministral3": {**MINISTRAL3, "intermediate_size": 128},
     "granite": {**GRANITE, "intermediate_size": 128},
     "phi3": PHI3,

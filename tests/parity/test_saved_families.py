@@ -12,6 +12,7 @@ from parity_models import (
     GEMMA4,
     GRANITE,
     GRANITE4,
+    GRANITE4_MAMBA,
     LFM2,
     LLAMA3,
     MINISTRAL3,
@@ -50,6 +51,7 @@ FAMILIES = {
     "granite": {**GRANITE, "pad_token_id": 0},
     "granite 4": GRANITE4,
     "granite 4 without positions": {**GRANITE4, "position_embedding_type": "nope"},
+    "granite 4 with a mamba layer": GRANITE4_MAMBA,
     "ministral3": {**MINISTRAL3, "rope_scaling": {**MINISTRAL3["rope_scaling"], "beta_fast": 32.0}},
     "smollm3": {**SMOLLM3_GGUF, "rope_scaling": {**YARN, "beta_fast": 32.0}},
     "olmo2": {**OLMO2, "tie_word_embeddings": False},
@@ -123,6 +125,10 @@ def test_fused_and_saved(family, tmp_path):
 def test_written_as_gguf(family, tmp_path):
     name, model = family
     model.fuse()
+    if "mamba" in name:
+        with pytest.raises(ValueError, match="layers of type mamba cannot be written as GGUF"):
+            write_gguf(model, tmp_path / "fused.gguf", tiny.byte_tokenizer())
+        return
     write_gguf(model, tmp_path / "fused.gguf", tiny.byte_tokenizer())
     again = pyloss.load_model(tmp_path / "fused.gguf")
     ids = WITHIN if "windows" in name or name == "mistral" else IDS
@@ -173,12 +179,14 @@ def test_a_configuration_that_lies_is_named(name, tmp_path):
         changed = {**content, key: value}
         if key == "num_hidden_layers":
             types = ["attention"] * value if "granite 4" in name else None
+            if "mamba" in name:
+                types[0] = "mamba"
             changed |= {"layer_types": types, "no_rope_layers": None}
             changed["per_layer_config"] = None
         (tmp_path / "config.json").write_text(json.dumps(changed))
         with pytest.raises(
             FormatError,
-            match="where the configuration gives|missing|no part of this configuration|the file has tensors for|rotary frequencies|leaves no layer",
+            match="where the configuration gives|missing|no part of this configuration|the file has tensors for|rotary frequencies|leaves no layer|are not mamba_expand",
         ):
             pyloss.load_model(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(content))

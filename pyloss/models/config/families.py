@@ -81,6 +81,7 @@ class Family:
         short_conv: layers have LFM2's names, and those of type "conv" a gated short convolution in
             place of attention.
         gemma4: layers are Gemma 4's, see `gemma4.Gemma4`; attention scores are not scaled.
+        mamba: layers of type "mamba" have the scan of Mamba-2 in place of attention, see `Mamba2`.
         linear_attention: layers of type "linear_attention" have the gated delta rule in place of
             attention, see `DeltaNet`; the others' attention has a gate.
         experts: the mixture of experts; None if MLPs are dense.
@@ -121,6 +122,7 @@ class Family:
     softcaps: bool = False
     short_conv: bool = False
     gemma4: bool = False
+    mamba: bool = False
     linear_attention: bool = False
     experts: Experts | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -384,6 +386,7 @@ FAMILIES = {
         "granite",
         **_GRANITE,
         position_switch=True,
+        mamba=True,
         experts=Experts(
             "block_sparse_moe", normalize=True, fused=True, shared="shared_intermediate_size"
         ),

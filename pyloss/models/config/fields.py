@@ -13,6 +13,8 @@ FULL, SLIDING = LAYER_TYPES = ("full_attention", "sliding_attention")
 CONV = "conv"
 #: And in Qwen3.5: layers with the gated delta rule in its place.
 LINEAR = "linear_attention"
+#: And in Granite 4: layers with the scan of Mamba-2.
+MAMBA = "mamba"
 
 #: transformers' values for missing keys of config.json, unless the family has its own.
 DEFAULTS: Mapping[str, Any] = {

@@ -130,7 +130,7 @@ _DEFAULTS = {
 }
 # What pyloss lacks for architectures that are near to others.
 _LACKING = {
-    "granitehybrid": ", since it has layers of type mamba (Mamba-2)",
+    "granitehybrid": ", whose layers of type mamba (Mamba-2) are read from folders alone",
     "gemma-embedding": ", since it has attention in both directions",
 }
 #: The tensors of longrope's short and long factors.

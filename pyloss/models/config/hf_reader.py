@@ -25,6 +25,7 @@ from pyloss.models.config.fields import (
 from pyloss.models.config.gemma4 import KEYS as GEMMA4_KEYS, read_hf_gemma4
 from pyloss.models.config.known_keys import MAMBA_KEYS, refuse_hf_keys, refuse_rope_keys
 from pyloss.models.config.lfm2 import READ as LFM2_READ, plain_keys
+from pyloss.models.config.mamba import read_hf_mamba, read_hf_types
 from pyloss.models.config.mixture import read_hf_mixture
 from pyloss.models.config.rope_scaling import read_hf_scaling
 from pyloss.models.config.values import (
@@ -167,7 +168,7 @@ def read_hf_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     kinds = _REQUIRED | _OPTIONAL
     kinds |= {key: kind for key, (kind, has) in _OF_SOME.items() if has(family)}
     known = set(kinds) | (LFM2_READ if family.short_conv else set())
-    if family.position_switch:
+    if family.mamba:
         known |= MAMBA_KEYS
     refuse_hf_keys(path, content, known, set(_OF_SOME), model_type)
     if family.short_conv:
@@ -187,8 +188,11 @@ def read_hf_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     if head_dim is None:
         head_dim = checked(path, head_size, hidden=read["hidden_size"], heads=heads)
     key_value_heads = read["num_key_value_heads"]
-    if family.position_switch:
-        _refuse_mamba(read)
+    mamba = None
+    if family.mamba:
+        types = read_hf_types(read)
+        read["layer_types"] = types
+        mamba = None if types is None else read_hf_mamba(read, content)
     no_rope_layers = _no_rope_layers(read, family)
     mixture = read_hf_mixture(read, family)
     if family.gguf_dense is not None and mixture is None:
@@ -208,6 +212,7 @@ def read_hf_config(path: str | os.PathLike[str]) -> dict[str, Any]:
         **{name: read.get(name) for name in SOFTCAPS},
         **{name: read.get(name) for name in MULTIPLIERS},
         "mixture": mixture,
+        "mamba": mamba,
         **({"gemma4": read_hf_gemma4(read, windows["layer_types"])} if family.gemma4 else {}),
         **read_hf_delta(read, family),
     }
@@ -257,30 +262,12 @@ def _no_rope_layers(read: Values, family: Family) -> list[int] | None:
     return listed[:layers]
 
 
-def _refuse_mamba(read: Values) -> None:
-    """Sets layer_types; ValueError for layers of another kind than attention."""
-    types = read["layers_block_type"] if read["layer_types"] is None else read["layer_types"]
-    types = ["mamba"] * read["num_hidden_layers"] if types is None else types
-    others = [kind for kind in types if kind not in ("attention", FULL)]
-    if others:
-        raise ValueError(
-            f"{read.path}: layers of type {shown(others[0])} (Mamba-2) are not supported; "
-            "supported are those of type 'attention'"
-        )
-    if len(types) != read["num_hidden_layers"]:
-        raise read.wrong(
-            "layer_types",
-            f"it names {len(types)} layers, and num_hidden_layers is {read['num_hidden_layers']}",
-        )
-    read["layer_types"] = None
-
-
 def _windows(
     read: Values, family: Family, model_type: str, no_rope_layers: list[int] | None
 ) -> dict[str, Any]:
     """sliding_window and layer_types, which families express in five ways."""
     window, types = read["sliding_window"], read["layer_types"]
-    if family.short_conv or family.linear_attention:
+    if family.short_conv or family.linear_attention or family.mamba:
         if window is not None:
             raise read.unsupported(f"sliding_window {window} for {model_type}", "null")
         return {"sliding_window": None, "layer_types": types}

@@ -22,6 +22,7 @@ from pyloss.models.config.fields import (
     LAYER_TYPES,
     LIMITS,
     LINEAR,
+    MAMBA,
     MULTIPLIERS,
     SLIDING,
     SOFTCAPS,
@@ -30,6 +31,7 @@ from pyloss.models.config.gemma4 import Gemma4
 from pyloss.models.config.gguf_reader import read_gguf_config
 from pyloss.models.config.hf_reader import read_hf_config
 from pyloss.models.config.lfm2 import own_keys
+from pyloss.models.config.mamba import Mamba2
 from pyloss.models.config.mixture import Mixture
 from pyloss.models.config.rope_scaling import (
     check_rotary,
@@ -51,6 +53,7 @@ class ModelConfig:
         conv_L_cache: the rows that a convolution of a layer of type "conv" sees; None: no layer has
             one. conv_bias: whether it and its projections have biases.
         delta: the heads of layers of type "linear_attention"; None: as many as attention has.
+        mamba: the heads of layers of type "mamba"; None: there are no such layers.
         no_rope_layers: 1 per layer with rotary positions, 0 per layer without; None if all have
             them.
         rope_local_base_freq: the rotary base, unscaled, of layers with a window; None: rope_theta.
@@ -92,6 +95,7 @@ class ModelConfig:
     conv_L_cache: int | None = None
     conv_bias: bool = False
     delta: DeltaNet | None = None
+    mamba: Mamba2 | None = None
     no_rope_layers: list[int] | None = None
     rope_local_base_freq: float | None = None
     query_pre_attn_scalar: int | None = None
@@ -146,6 +150,8 @@ class ModelConfig:
         if self.llama_4_scaling_beta is not None:
             self._check_growth()
         self._check_windows()
+        if self.mamba is not None:
+            self.mamba.check_hidden(self.hidden_size)
         if self.gemma4 is not None:
             self.gemma4.check_layers(self.layer_types, self.num_hidden_layers)
         if self.no_rope_layers is not None:
@@ -179,6 +185,8 @@ class ModelConfig:
             allowed = LAYER_TYPES
             if self.family.short_conv or self.family.linear_attention:
                 allowed = (FULL, CONV if self.family.short_conv else LINEAR)
+            if self.family.mamba:
+                allowed = (FULL, MAMBA)
             wrong = [kind for kind in types if kind not in allowed]
             if wrong:
                 raise ValueError(
@@ -208,6 +216,13 @@ class ModelConfig:
             if self.mlp_bias:
                 raise ValueError(f"mlp_bias is not supported for {self.model_type}")
             self.sliding_window = None
+        elif self.family.mamba:
+            if types is not None and MAMBA in types:
+                if self.mamba is None:
+                    raise ValueError(f"layers of type {MAMBA} need their sizes, mamba")
+            else:
+                self.layer_types = self.mamba = None
+            self.sliding_window = None
         elif self.sliding_window is None or (types is not None and SLIDING not in types):
             self.sliding_window = self.layer_types = None
         elif types is not None and FULL not in types:
@@ -231,12 +246,18 @@ class ModelConfig:
         """Whether `layer` has the gated delta rule in place of attention."""
         return self.layer_types is not None and self.layer_types[layer] == LINEAR
 
+    def scanned(self, layer: int) -> bool:
+        """Whether `layer` has the scan of Mamba-2 in place of attention."""
+        return self.layer_types is not None and self.layer_types[layer] == MAMBA
+
     def window(self, layer: int) -> int:
         """The number of tokens that `layer` sees, its own included; 0 for all."""
         if self.convolved(layer):
             return self.conv_L_cache or 0
         if self.linear(layer):
             return self.delta.taps if self.delta is not None else 0
+        if self.scanned(layer):
+            return self.mamba.taps if self.mamba is not None else 0
         local = self.layer_types is None or self.layer_types[layer] == SLIDING
         return self.sliding_window if self.sliding_window is not None and local else 0
 
@@ -336,7 +357,7 @@ class ModelConfig:
     def to_hf(self) -> dict[str, Any]:
         """The content of a config.json which transformers (4 and 5), mlx-lm and `from_hf` read."""
         family, own = self.family, dataclasses.asdict(self)
-        del own["mixture"], own["gemma4"], own["delta"]
+        del own["mixture"], own["gemma4"], own["delta"], own["mamba"]
         content = {
             "architectures": [family.architecture],
             "hidden_act": family.activation,
@@ -370,9 +391,13 @@ class ModelConfig:
             content.pop("no_rope_layers", None)
             content |= {
                 "position_embedding_type": "rope" if self.no_rope_layers is None else "nope",
-                "layer_types": ["attention"] * self.num_hidden_layers,
+                "layer_types": [
+                    MAMBA if self.scanned(i) else "attention" for i in range(self.num_hidden_layers)
+                ],
                 "mamba_n_heads": 1,  # divides every size, which transformers checks
             }
+        if self.mamba is not None:
+            content |= self.mamba.to_hf(self.hidden_size)
         if family.gguf_dense is not None and self.mixture is None:
             content |= {"num_local_experts": 0, "num_experts_per_tok": 0}
             content["shared_intermediate_size"] = self.intermediate_size

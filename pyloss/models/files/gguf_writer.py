@@ -16,7 +16,7 @@ import numpy as np
 from pyloss.io.files import replacing, user_path
 from pyloss.io.gguf import GGML_TYPES
 from pyloss.models.config.delta_net import DeltaNet, mrope_sections
-from pyloss.models.config.fields import MULTIPLIERS, SOFTCAPS
+from pyloss.models.config.fields import MAMBA, MULTIPLIERS, SOFTCAPS
 from pyloss.models.config.gemma4 import rotary_divisors
 from pyloss.models.config.gguf_reader import (
     LONGROPE_FACTORS,
@@ -230,6 +230,8 @@ def write_gguf(
     if type is not None and type not in TYPES:
         raise ValueError(f"type must be one of {', '.join(TYPES)}, got {type!r}")
     refuse_adapters(model)
+    if model.config_of_layers().mamba is not None:
+        raise ValueError(f"layers of type {MAMBA} cannot be written as GGUF, only as a folder")
     tensors = list(_tensors(model, type))
     used: Counter[str] = Counter()
     for tensor in tensors:

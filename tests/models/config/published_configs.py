@@ -85,6 +85,12 @@ _GRANITE4 = {
     "output_router_logits": False, "position_embedding_type": "rope", "rope_theta": 10000000, "router_aux_loss_coef": 0.01,
     "shared_intermediate_size": 8192, "vocab_size": 100352,
 }  # fmt: skip
+_GRANITE4_H = {
+    **_GRANITE4, "hidden_size": 1536, "intermediate_size": 4096, "layer_types": [*["mamba"] * 5, "attention"] * 6 + ["mamba"] * 4,
+    "logits_scaling": 6, "mamba_d_state": 128, "mamba_n_heads": 48, "num_attention_heads": 12, "num_key_value_heads": 4,
+    "position_embedding_type": "nope", "shared_intermediate_size": 4096, "time_step_floor": 0.0001, "time_step_max": 0.1,
+    "time_step_min": 0.001,
+}  # fmt: skip
 _SMOLLM3 = {
     "architectures": ["SmolLM3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 128000,
     "eos_token_id": 128012, "hidden_act": "silu", "hidden_size": 2048, "initializer_range": 0.02, "intermediate_size": 11008,
@@ -263,6 +269,7 @@ HF = {
     "granite-3.1-2b": _GRANITE,
     "granite-3.1-3b-a800m": _GRANITE_MOE,
     "granite-4.0-micro": _GRANITE4,
+    "granite-4.0-h-1b": _GRANITE4_H,
     "smollm3": _SMOLLM3,
     "olmo-2": _OLMO2,
     "olmo-3": _OLMO3,

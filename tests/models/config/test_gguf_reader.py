@@ -312,7 +312,7 @@ def test_gguf_arithmetic_stays_in_its_range(key, value):
         ),
         (
             {"general.architecture": "granitehybrid"},
-            r"architecture 'granitehybrid' is not supported, since it has layers of type mamba",
+            r"architecture 'granitehybrid' is not supported, whose layers of type mamba",
         ),
         (
             {"general.architecture": "gemma-embedding"},

@@ -1,0 +1,172 @@
+"""Granite 4's Mamba layers: the scan in place of attention."""
+
+import json
+
+import numpy as np
+import pytest
+
+import pyloss
+from pyloss import FormatError
+from pyloss.models.config import ModelConfig
+from pyloss.models.config.mamba import Mamba2
+from pyloss.models.synthetic import random_model
+
+TYPES = ["mamba", "full_attention", "mamba", "mamba"]
+SIZES = {
+    "vocab_size": 29,
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 6,
+    "residual_multiplier": 0.5,
+}
+
+
+def model(sizes=(4, 12, 2, 8, 4), seed=0, **changes):
+    values = {**SIZES, "layer_types": TYPES, "mamba": Mamba2(*sizes), **changes}
+    values["no_rope_layers"] = [0] * values["num_hidden_layers"]
+    net = random_model(ModelConfig("granitemoehybrid", **values))
+    rng = np.random.default_rng(seed)
+    for layer in net.layers:
+        if layer.self_attn.taps:
+            mixer = layer.mamba
+            mixer.conv1d.weight[...] = rng.standard_normal(mixer.conv1d.weight.shape) / 2
+            for array in (mixer.A_log, mixer.dt_bias, mixer.D):
+                array[...] = rng.standard_normal(array.shape)
+    return net
+
+
+def adapted(net, rank=3):
+    """LoRA over all linear layers, with the scan's own parameters trained."""
+    pyloss.linear_to_lora_layers(
+        net, -1, {"rank": rank, "scale": 2.0, "dropout": 0.0, "keys": None}
+    )
+    rng = np.random.default_rng(5)
+    for name, array in net.trainable_parameters().items():
+        if name.endswith("lora_b"):
+            array[...] = rng.standard_normal(array.shape) / 8
+    for layer in net.layers:
+        if layer.self_attn.taps:
+            layer.mamba.conv1d.unfreeze()
+            layer.mamba.norm.unfreeze()
+            layer.mamba.unfreeze(recurse=False)
+    return net
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_gradients_of_a_model_in_float64(groups):
+    small = {
+        "vocab_size": 11, "hidden_size": 6, "intermediate_size": 8, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "head_dim": 4, "num_hidden_layers": 2, "layer_types": TYPES[:2],
+    }  # fmt: skip
+    net = adapted(model((2, 6, groups, 3, 3), **small), rank=1)
+    names = net.trainable_parameters()
+    for part in ("in_proj.lora_a", "out_proj.lora_b", "conv1d.weight", "conv1d.bias", "norm.weight", "A_log", "dt_bias", "D"):  # fmt: skip
+        assert f"model.layers.0.mamba.{part}" in names
+    assert "model.layers.1.self_attn.q_proj.lora_a" in names
+    tokens = np.random.default_rng(1).integers(0, 11, 8).astype(np.int32)
+    offsets = np.array([0, 3, 4, 8], np.int32)
+    report = pyloss.gradcheck(
+        lambda: (net.head(net.hidden(tokens, offsets)) ** 2).mean(), model=net
+    )
+    assert report.error < 1e-6
+
+
+def test_packed_sequences_do_not_see_each_other():
+    """Also sequences that are shorter than the convolution, whose bits are those of each alone."""
+    net, rng = model(), np.random.default_rng(2)
+    parts = [rng.integers(0, 29, n).astype(np.int32) for n in (1, 2, 3, 9, 1, 130)]
+    offsets = np.cumsum([0, *map(len, parts)]).astype(np.int32)
+    packed = net.hidden(np.concatenate(parts), offsets)
+    sizes = {"x": 20, "dt": 4, "g": 4, "b": 16, "c": 16}
+    arrays = [rng.standard_normal((len(packed), n)).astype(np.float32) for n in sizes.values()]
+    arrays[1:3] = np.abs(arrays[1]), -np.abs(arrays[2])
+    mixed = pyloss.ops.state_scan(*arrays, offsets, 8)
+    for part, begin, end in zip(parts, offsets, offsets[1:], strict=False):
+        bounds = np.array([0, len(part)], np.int32)
+        alone = net.hidden(part, bounds)
+        np.testing.assert_allclose(packed[begin:end], alone, rtol=1e-6, atol=2e-5)
+        own = [array[begin:end] for array in arrays]
+        np.testing.assert_array_equal(mixed[begin:end], pyloss.ops.state_scan(*own, bounds, 8))
+
+
+def test_checkpointed_layers_have_the_same_gradients():
+    net = adapted(model()).train()
+    batch = np.random.default_rng(3).integers(0, 29, (3, 70)).astype(np.int32)
+    lengths = np.array([[1, 70], [7, 13], [1, 2]], np.int32)
+    step = pyloss.nn.value_and_grad(net, pyloss.tuner.default_loss)
+    (loss, _), grads = step(net, batch, lengths)
+    net.set_grad_checkpoint(True)
+    (again, _), others = step(net, batch, lengths)
+    assert again == loss
+    for name, grad in grads.items():
+        np.testing.assert_array_equal(others[name], grad)
+        assert grad.any(), name
+
+
+def test_a_long_prompt_in_parts_and_one_token_at_a_time():
+    net = model((3, 16, 1, 16, 5))
+    tokens = np.random.default_rng(4).integers(0, 29, 300)
+    want = net(tokens[None])[0]
+    for sizes in ([1] * 300, [3, 1, 1, 200, 1, 1, 93], [299, 1]):
+        cache, at = net.make_cache(), 0
+        for n in sizes:
+            got = net.step(tokens[at : at + n], cache)
+            at += n
+            np.testing.assert_allclose(got, want[at - 1], rtol=0, atol=5e-5)
+
+
+def test_configurations():
+    def made(**changes):
+        return ModelConfig("granitemoehybrid", **{**SIZES, **changes})
+
+    assert made().layer_types is None
+    assert made(layer_types=["full_attention"] * 4, mamba=Mamba2(4, 12)) == made()
+    for changes, message in (
+        ({"layer_types": ["conv"] * 4}, "must be of full_attention, mamba, got"),
+        ({"layer_types": TYPES[:3]}, "layer_types names 3 layers"),
+        ({"layer_types": TYPES}, "layers of type mamba need their sizes"),
+        ({"layer_types": TYPES, "mamba": Mamba2(4, 7)}, "4 heads of 7 are no multiple of hidden"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            made(**changes)
+    with pytest.raises(ValueError, match="mamba_n_heads 3 is not a multiple of mamba_n_groups 2"):
+        Mamba2(3, 16, 2)
+    with pytest.raises(ValueError, match="mamba_d_conv is 0"):
+        Mamba2(taps=0)
+    with pytest.raises(ValueError, match="time_step_limit must be two numbers from 0 on"):
+        Mamba2(limits=(2.0, 1.0))
+
+
+def test_config_json(tmp_path):
+    own = ModelConfig(
+        "granitemoehybrid",
+        **SIZES,
+        layer_types=TYPES,
+        mamba=Mamba2(4, 12, 2, 8, 3, False, True, (0.01, 2.0)),
+    ).to_hf()
+
+    def read(**changes):
+        (tmp_path / "config.json").write_text(json.dumps({**own, **changes}))
+        return ModelConfig.from_hf(tmp_path / "config.json")
+
+    assert read().mamba == Mamba2(4, 12, 2, 8, 3, False, True, (0.01, 2.0))
+    assert read(mamba_d_head="auto") == read()
+    assert (
+        read(layer_types=["linear_attention" if kind == "mamba" else kind for kind in TYPES])
+        == read()
+    )
+    for infinite in (float("inf"), {"__float__": "Infinity"}):
+        assert read(time_step_limit=[0.5, infinite]).mamba.limits == (0.5, float("inf"))
+    for changes, message in (
+        ({"mamba_n_heads": 5}, "mamba_n_heads: 5 heads of 12 are not mamba_expand 2 times hidden"),
+        ({"mamba_d_state": 0}, "mamba_d_state"),
+        ({"time_step_limit": [1.0]}, "time_step_limit.*it must be two numbers"),
+        ({"time_step_limit": [-1.0, 1.0]}, "two numbers from 0 on"),
+        ({"mamba_n_groups": 3}, "mamba_n_heads 4 is not a multiple of mamba_n_groups 3"),
+        ({"layer_types": ["mamba"]}, "layer_types.*it names 1 layers"),
+    ):
+        with pytest.raises(FormatError, match=message):
+            read(**changes)
