@@ -11,9 +11,9 @@
  *     O = e^G Q S + P U                  P_ij = D_ij q_i k_j         for j <= i
  *     S = e^(G_last) S + (e^(G_last - G) K)^T U
  *
- * Without `delta` the state does not give up what it has at k: u = beta v, and so U = beta V. This is
- * the scan of Mamba-2 (Dao & Gu, arXiv:2405.21060) with q = C, k = B, v = x and beta = dt. It has
- * neither N nor K K^T, and no system to solve. With eps < 0 queries and keys have any length.
+ * Without `delta` the state does not give up what it has at k: u = beta v, and so U = beta V. This
+ * is the scan of Mamba-2 (Dao & Gu, arXiv:2405.21060) with q = C, k = B, v = x and beta = dt. It
+ * has neither N nor K K^T, and no system to solve. With eps < 0 queries and keys have any length.
  *
  * Gates of at most -200 count as -200, which is e^g = 0 in float32: sums stay exact. No exponent is
  * positive as long as gates are not. N counts rows, B sequences, G heads of keys, H of values. */
@@ -504,8 +504,8 @@ typedef struct {
 } delta_grad_job;
 
 /* Gradients of a chunk's row of keys or queries: from those of length 1 to the caller's. */
-INLINE void delta_put_key(const delta_inputs *in, const float *x, const float *slope,
-                          float inverse, int add, float *to) {
+INLINE void delta_put_key(const delta_inputs *in, const float *x, const float *slope, float inverse,
+                          int add, float *to) {
     const int64_t d = in->d;
     const float along = in->eps < 0 ? 0 : delta_dot(x, slope, whole_vectors(d));
     for (int64_t j = 0; j < d; j += LANES) {
@@ -596,8 +596,7 @@ static void delta_back(delta_chunk *c, delta_slopes *w, const delta_grad_job *jo
         }
         gate[i] += sum;
         dbeta[i] -= by_kk;
-        for (int64_t j = 0; j < CHUNK; j++)
-            by_p[j] = j <= i ? in->scale * decay[j] * by_p[j] : 0;
+        for (int64_t j = 0; j < CHUNK; j++) by_p[j] = j <= i ? in->scale * decay[j] * by_p[j] : 0;
         for (int64_t j = 0; in->delta && j < CHUNK; j++)
             by_n[j] = j < i ? -c->beta[i] * decay[j] * by_n[j] : 0;
     }
