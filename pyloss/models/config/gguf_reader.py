@@ -15,6 +15,7 @@ from pyloss.models.config.fields import (
     CONV,
     DEFAULTS,
     FULL,
+    LIMITS,
     MULTIPLIERS,
     SLIDING,
     SOFTCAPS,
@@ -89,7 +90,7 @@ _OF_WINDOWS: dict[str, Kind] = {
 _OF_EXPERTS: dict[str, Kind] = {"expert_used_count": whole(), "expert_weights_norm": FLAG}
 _OF_SIZED_EXPERTS: dict[str, Kind] = {"expert_feed_forward_length": whole()}
 _OF_SIGMOID_EXPERTS: dict[str, Kind] = {
-    "leading_dense_block_count": whole(0),
+    "leading_dense_block_count": whole(0, LIMITS["num_hidden_layers"]),
     "expert_gating_func": whole(0),
 }
 _OF_SHARED_EXPERTS: dict[str, Kind] = {"expert_shared_feed_forward_length": whole()}

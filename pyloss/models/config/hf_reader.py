@@ -126,7 +126,10 @@ _OF_SOME: dict[str, tuple[Kind, Callable[[Family], Any]]] = {
             family.experts and family.experts.shared == "shared_expert_intermediate_size"
         ),
     ),
-    "num_dense_layers": (whole(0), lambda family: family.experts and family.experts.sigmoid),
+    "num_dense_layers": (
+        whole(0, LIMITS["num_hidden_layers"]),
+        lambda family: family.experts and family.experts.sigmoid,
+    ),
     "use_expert_bias": (FLAG, lambda family: family.experts and family.experts.sigmoid),
     "routed_scaling_factor": (real, lambda family: family.experts and family.experts.sigmoid),
     "qkv_bias": (FLAG, lambda family: family.qkv_bias),

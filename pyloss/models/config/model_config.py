@@ -125,6 +125,8 @@ class ModelConfig:
         for name in ("rms_norm_eps", "rope_theta", *_PARTICULAR_NUMBERS):
             if getattr(self, name) is not None:
                 real(getattr(self, name), name, above=0)
+        if self.residual_multiplier is not None:  # norms divide by its square
+            real(self.residual_multiplier, "residual_multiplier", 1e-9)
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_attention_heads {self.num_attention_heads} is not a multiple of "

@@ -157,20 +157,31 @@ class Packed:
         held = scales.shape[0] if scales.shape else 0
         if self._differ and held and not cols % held:
             size = cols // held
-        usual = np.arange(cols) // max(size, 1)
+        size = min(size, cols)
+        count = -(-cols // size)
+        usual = np.arange(cols) // size
         if self._awq or f"{layer}.g_idx" not in file:
-            return usual
+            return self._checked(usual, scales, count)
         tensor = file.tensor(f"{layer}.g_idx")
         if tensor.dtype not in ("I32", "I64") or tensor.shape != (cols,):
             reason = f"{tensor.dtype} of shape {tensor.shape}, expected I32 of ({cols},)"
             raise FormatError(tensor.path, tensor.name, reason)
         found = tensor.values().astype(np.int64)
         if not found.any():  # as some programs write it where groups are in order
-            return usual
+            return self._checked(usual, scales, count)
         if not 0 <= found.min() <= found.max() < held:
             reason = f"names groups from {found.min()} to {found.max()}, and there are {held}"
             raise FormatError(tensor.path, tensor.name, reason)
         return found
+
+    @staticmethod
+    def _checked(groups: Array, scales: StoredTensor, count: int) -> Array:
+        """`groups` of the configured size, if `scales` has a row for each."""
+        if scales.shape[:1] != (count,):
+            expected = (count, *scales.shape[1:])
+            reason = f"has shape {scales.shape}, expected {expected}, as group_size says"
+            raise FormatError(scales.path, scales.name, reason)
+        return groups
 
     def _order(self, groups: Array, packed: StoredTensor) -> tuple[Array | None, int]:
         """The columns sorted by group, None if they are in order, and the size of runs."""

@@ -297,6 +297,21 @@ def test_gguf_arithmetic_stays_in_its_range(key, value):
         ModelConfig.from_gguf({**GGUF, f"llama.{key}": value}, EMBEDDING)
 
 
+def test_dense_layers_in_gguf_are_not_counted_beyond_any_model():
+    metadata = {key.replace("llama.", "lfm2moe."): value for key, value in GGUF.items()} | {
+        "general.architecture": "lfm2moe",
+        "lfm2moe.expert_count": 4,
+        "lfm2moe.expert_used_count": 2,
+        "lfm2moe.expert_feed_forward_length": 8,
+        "lfm2moe.expert_gating_func": 2,
+        "lfm2moe.shortconv.l_cache": 3,
+    }
+    key = "lfm2moe.leading_dense_block_count"
+    assert ModelConfig.from_gguf({**metadata, key: 2}, EMBEDDING).mixture.dense_layers == (0, 1)
+    with pytest.raises(FormatError, match=f"{key}: the value is 131072"):
+        ModelConfig.from_gguf({**metadata, key: 1 << 17}, EMBEDDING)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -185,6 +185,8 @@ HUGE = 10**400
         {"num_hidden_layers": 10**9, "model_type": "gemma3_text"},
         {"num_hidden_layers": 10**9, "model_type": "qwen3_moe", "decoder_sparse_step": 2},
         {"model_type": "qwen3_moe", "mlp_only_layers": [{}]},
+        {"model_type": "lfm2_moe", "num_dense_layers": 1 << 17},
+        {"model_type": "granite", "residual_multiplier": 1e-300},
         {"bos_token_id": HUGE},
     ],
 )

@@ -259,6 +259,8 @@ def put(part, value):
         (put("scales", lambda a: a[:1]), {}, r"g_idx: names groups from 0 to 1, and there are 1"),
         (put("scales", lambda a: a[:, 1:]), {}, r"scales: has shape \(2, 159\), expected \(2, 160\)"),
         (put("scales", lambda a: a[:1]), {"g_idx": False}, r"scales: has shape \(1, 160\), expected \(2, 160\)"),
+        (lambda arrays: None, {"g_idx": False, "settings": {"group_size": 64}}, r"scales: has shape \(2, 64\), expected \(1, 64\), as group_size says"),
+        (lambda arrays: None, {"method": "awq", "settings": {"group_size": 1 << 63}}, r"has shape \(2, 64\), expected \(1, 64\)"),
         (put("scales", lambda a: a.astype(np.int32)), {}, "stored as I32, expected F32, F16 or BF16"),
         (put("g_idx", lambda a: a[1:]), {}, r"g_idx: I32 of shape \(63,\), expected I32 of \(64,\)"),
         (put("g_idx", lambda a: a - 1), {}, "names groups from -1 to 0, and there are 2"),
