@@ -4,11 +4,14 @@ import json
 
 import numpy as np
 import pytest
+from tiny import TOKENS, byte_tokenizer
 
 import pyloss
 from pyloss import FormatError
+from pyloss.io.tensor_file import StoredTensor
 from pyloss.models.config import ModelConfig
 from pyloss.models.config.mamba import Mamba2
+from pyloss.models.files.gguf_writer import write_gguf
 from pyloss.models.synthetic import random_model
 
 TYPES = ["mamba", "full_attention", "mamba", "mamba"]
@@ -170,3 +173,55 @@ def test_config_json(tmp_path):
     ):
         with pytest.raises(FormatError, match=message):
             read(**changes)
+
+
+def gguf(**changes):
+    values = {
+        "block_count": 3, "context_length": 128, "embedding_length": 24, "feed_forward_length": 40,
+        "attention.head_count": 4, "attention.head_count_kv": [0, 2, 0], "attention.layer_norm_rms_epsilon": 1e-6,
+        "attention.key_length": 6, "logit_scale": 1.0, "rope.scaling.finetuned": False, "ssm.conv_kernel": 4,
+        "ssm.state_size": 8, "ssm.group_count": 1, "ssm.time_step_rank": 4, "ssm.inner_size": 48,
+    }  # fmt: skip
+    values |= {key.replace("__", "."): value for key, value in changes.items()}
+    return {
+        "general.architecture": "granitehybrid",
+        **{f"granitehybrid.{key}": value for key, value in values.items() if value is not None},
+    }
+
+
+def test_gguf():
+    names = ("token_embd.weight", *(f"blk.{i}.attn_norm.weight" for i in range(3)))
+    tensors = {
+        name: StoredTensor("m.gguf", name, "F32", (29, 24), np.zeros(4 * 29 * 24, np.uint8))
+        for name in names
+    }
+
+    def read(more=(), **changes):
+        held = {**tensors, **dict.fromkeys(more, tensors[names[0]])}
+        return ModelConfig.from_gguf(gguf(**changes), held, "m.gguf")
+
+    config = read()
+    assert config.layer_types == ["mamba", "full_attention", "mamba"]
+    assert config.mamba == Mamba2(4, 12, 1, 8, 4, False)
+    assert config.num_key_value_heads == 2 and not config.rotated(1)
+    assert read(rope__scaling__finetuned=None).rotated(1)
+    assert read(["blk.0.ssm_conv1d.bias"]).mamba.conv_bias
+    mixed = read(expert_count=4, expert_used_count=2, expert_shared_feed_forward_length=16)
+    assert (mixed.mixture.count, mixed.mixture.shared_size, mixed.gguf) == (4, 16, "granitehybrid")
+    for changes, message in (
+        ({"ssm__inner_size": 50}, "ssm.inner_size.*4 heads do not divide 50"),
+        ({"ssm__state_size": None}, "ssm.state_size: this key is missing"),
+        ({"attention__head_count_kv": [0, 2, 1]}, "0 or one number for all layers"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read(**changes)
+
+
+def test_what_gguf_cannot_describe(tmp_path):
+    for sizes, message in (
+        ((4, 6, 2, 8, 4), "mamba_expand 1 cannot be written: llama.cpp takes 2"),
+        ((4, 12, 2, 8, 4, True, True), "mamba_proj_bias cannot be written"),
+        ((4, 12, 2, 8, 4, True, False, (0.1, 2.0)), "time_step_limit 0.1, 2 cannot be written"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            write_gguf(model(sizes, vocab_size=TOKENS), tmp_path / "m.gguf", byte_tokenizer())

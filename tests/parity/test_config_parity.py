@@ -45,6 +45,12 @@ def windows_of(theirs):
     return [window if kind == "sliding_attention" else 0 for kind in types]
 
 
+def our_windows(config):
+    """Those of attention."""
+    mixed = [config.linear(i) or config.scanned(i) for i in range(config.num_hidden_layers)]
+    return [0 if other else config.window(i) for i, other in enumerate(mixed)]
+
+
 YARN = {**LLAMA3, "rope_type": "yarn", "beta_fast": 32.0, "beta_slow": 1.0, "attention_factor": 1.2}
 del YARN["low_freq_factor"], YARN["high_freq_factor"]
 
@@ -185,10 +191,7 @@ def test_transformers_reads_ours_and_we_read_what_it_writes(tmp_path, changes):
     if config.partial_rotary_factor is not None:
         assert theirs.rope_parameters["partial_rotary_factor"] == config.partial_rotary_factor
         assert theirs.original_max_position_embeddings == (2048 if config.rope_scaling else 4096)
-    windows = [config.window(i) for i in range(config.num_hidden_layers)]
-    assert windows_of(theirs) == [
-        0 if config.scanned(i) else window for i, window in enumerate(windows)
-    ]
+    assert windows_of(theirs) == our_windows(config)
     for name in ("query_pre_attn_scalar", *SOFTCAPS, *MULTIPLIERS):
         assert getattr(theirs, name, None) == getattr(config, name)
     theirs.save_pretrained(tmp_path)
@@ -207,15 +210,13 @@ def test_what_transformers_takes_for_missing_keys(tmp_path, name):
         "num_key_value_heads",
     )
     content |= {key: getattr(make(), key) for key in numbers}
-    if name == "granitemoehybrid":
-        content["layer_types"] = ["attention"] * 2
     (tmp_path / "config.json").write_text(json.dumps(content))
     ours, theirs = (
         ModelConfig.from_hf(tmp_path / "config.json"),
         transformers.AutoConfig.from_pretrained(tmp_path),
     )
     assert rotary_bases(theirs) == (ours.rope_theta, ours.rope_local_base_freq)
-    assert windows_of(theirs) == [ours.window(i) for i in range(ours.num_hidden_layers)]
+    assert windows_of(theirs) == our_windows(ours)
     for key in (*SOFTCAPS, *MULTIPLIERS):
         assert getattr(theirs, key, None) == getattr(ours, key)
     if ours.gemma4 is not None:

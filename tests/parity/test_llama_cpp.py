@@ -10,6 +10,8 @@ from parity_models import (
     GEMMA4,
     GRANITE,
     GRANITE4,
+    GRANITE4_GROUPS,
+    GRANITE4_MAMBA,
     LFM2,
     LLAMA3,
     MINISTRAL3,
@@ -143,6 +145,15 @@ MODELS = {
         "rope_scaling": LLAMA3,
     },
     "granite4": GRANITE4,
+    "granite4-mamba": GRANITE4_MAMBA,
+    "granite4-mamba-groups": {
+        **GRANITE4_GROUPS,
+        "mamba_expand": 2,
+        "mamba_n_heads": 8,
+        "mamba_conv_bias": True,
+        "mamba_proj_bias": False,
+        "time_step_limit": [0.0, float("inf")],
+    },
     "granite4-nope": {**GRANITE4, "position_embedding_type": "nope", "tie_word_embeddings": False},
     "ministral3": MINISTRAL3,
     "ministral3 of another scale": {
@@ -174,6 +185,12 @@ MODELS = {
         "rope_scaling": {"rope_type": "linear", "factor": 4.0},
     },
     **MIXTURES,
+    "granitemoehybrid-mamba": {
+        **GRANITE4_MAMBA,
+        **MIXTURES["granitemoehybrid"],
+        "layer_types": ["mamba", "attention"],
+        "position_embedding_type": "nope",
+    },
     # llama.cpp expects k's norm to be as wide as q's.
     "olmoe": {**MIXTURES["olmoe"], "num_key_value_heads": 4},
     "olmoe-tied": {**MIXTURES["olmoe"], "num_key_value_heads": 4, "tie_word_embeddings": True},
@@ -289,13 +306,16 @@ def test_families(name, tmp_path):
     atol = 5e-3 if name.startswith(("gemma", "qwen3_5")) else 1e-3
     agree(model, IDS, llama_runner.run(tmp_path / "base.gguf", IDS, TOKENS), atol)
     block = {"mixtral": "block_sparse_moe.switch_mlp"}.get(
-        name, "mlp.switch_mlp" if name.removesuffix("-tied") in MIXTURES else "mlp"
+        name,
+        "mlp.switch_mlp"
+        if name.removesuffix("-tied").removesuffix("-mamba") in MIXTURES
+        else "mlp",
     )
     keys = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.o_proj", f"{block}.down_proj"]
     if name.startswith("phi"):
         keys[:2] = ["self_attn.qkv_proj", "mlp.gate_up_proj"]
     last = f"{block}.down_proj"
-    if name in ("granitemoeshared", "granitemoehybrid"):
+    if name.removesuffix("-mamba") in ("granitemoeshared", "granitemoehybrid"):
         keys += ["shared_mlp.input_linear", "shared_mlp.output_linear"]
     if name.startswith("granitemoe"):
         last = "block_sparse_moe.switch_mlp.down_proj"
@@ -303,6 +323,8 @@ def test_families(name, tmp_path):
     if name.startswith("granite4"):
         last = "shared_mlp.output_linear"
         keys[-1:] = ["shared_mlp.input_linear", last]
+    if "mamba" in name:
+        keys += ["mamba.in_proj", "mamba.out_proj"]
     if name == "lfm2_moe":
         last = "feed_forward.w2"
         keys = ["self_attn.k_proj", "conv.in_proj", last, "feed_forward.switch_mlp.down_proj"]

@@ -16,6 +16,7 @@ from pyloss.models.config.fields import (
     DEFAULTS,
     FULL,
     LIMITS,
+    MAMBA,
     MULTIPLIERS,
     SLIDING,
     SOFTCAPS,
@@ -25,6 +26,11 @@ from pyloss.models.config.fields import (
 )
 from pyloss.models.config.gemma4 import GGUF_KEYS as GEMMA4_KEYS, read_gguf_gemma4
 from pyloss.models.config.known_keys import refuse_gguf_keys
+from pyloss.models.config.mamba import (
+    GGUF_ARCHITECTURE,
+    GGUF_KINDS as MAMBA_KINDS,
+    read_gguf_mamba,
+)
 from pyloss.models.config.mixture import read_gguf_mixture
 from pyloss.models.config.rope_scaling import (
     GGUF_ALL_DIM,
@@ -131,7 +137,6 @@ _DEFAULTS = {
 }
 # What pyloss lacks for architectures that are near to others.
 _LACKING = {
-    "granitehybrid": ", whose layers of type mamba (Mamba-2) are read from folders alone",
     "gemma-embedding": ", since it has attention in both directions",
 }
 #: The tensors of longrope's short and long factors.
@@ -164,7 +169,8 @@ def read_gguf_config(
     elif not family.gemma4:
         scaling = read_gguf_scaling(read, tensors.get("rope_freqs.weight"), theta, head_dim)
     windows = _windows(read, family, theta)
-    key_value_heads, convolutions = _convolutions(read, family)
+    scanned = read.prefix == f"{GGUF_ARCHITECTURE}."
+    key_value_heads, convolutions = _convolutions(read, family, scanned)
     tokens = Values(
         path,
         metadata,
@@ -178,7 +184,7 @@ def read_gguf_config(
         **convolutions,
         "model_type": model_type,
         "no_rope_layers": (
-            [0] * read["block_count"]
+            [int(scanned and read["rope.scaling.finetuned"])] * read["block_count"]
             if family.position_switch
             else gguf_no_rope_layers(family, read["block_count"])
         ),
@@ -201,6 +207,11 @@ def read_gguf_config(
         **_multipliers(read, family),
         "mixture": read_gguf_mixture(read, family),
         **read_gguf_delta(read, family),
+        "mamba": (
+            read_gguf_mamba(read, any(name.endswith(".ssm_conv1d.bias") for name in tensors))
+            if scanned
+            else None
+        ),
         "bos_token_id": tokens["bos_token_id"],
         "eos_token_id": tokens["eos_token_id"],
         "pad_token_id": tokens["padding_token_id"],
@@ -215,9 +226,11 @@ def _read(metadata: Mapping[str, Any], path: str | os.PathLike[str]) -> tuple[st
     count = Values(path, metadata, {"expert_count": whole()}, {"expert_count": 0}, f"{arch}.")
     sparse = count["expert_count"] > 0
     alike = {key: each.gguf_of(sparse) for key, each in FAMILIES.items()}
-    found = [key for key, own in alike.items() if own == arch]
+    scanned = arch == GGUF_ARCHITECTURE
+    found = [key for key, own in alike.items() if own == arch or (scanned and FAMILIES[key].mamba)]
     if not found:
-        supported = ", ".join(sorted({own for own in alike.values() if own is not None}))
+        known = {own for own in alike.values() if own is not None} | {GGUF_ARCHITECTURE}
+        supported = ", ".join(sorted(known))
         kind = "architecture with experts" if sparse else "architecture"
         raise ValueError(
             f"{path}: GGUF {kind} {shown(arch)} is not supported{_LACKING.get(arch, '')}; "
@@ -250,6 +263,8 @@ def _read(metadata: Mapping[str, Any], path: str | os.PathLike[str]) -> tuple[st
         kinds |= _OF_CONVOLUTIONS
     if family.linear_attention:
         kinds |= GGUF_KINDS | {"rope.dimension_sections": LIST}
+    if scanned:
+        kinds |= MAMBA_KINDS | {"attention.head_count_kv": counts}
     if family.multipliers:
         kinds |= _OF_MULTIPLIERS
     if family.gemma4:
@@ -345,10 +360,13 @@ def _windows(read: Values, family: Family, theta: float) -> dict[str, Any]:
     return {**local, "sliding_window": window, "layer_types": types}
 
 
-def _convolutions(read: Values, family: Family) -> tuple[Any, dict[str, Any]]:
-    """The number of key-value heads, and layer_types and conv_L_cache, which it tells of layers."""
+def _convolutions(read: Values, family: Family, scanned: bool) -> tuple[Any, dict[str, Any]]:
+    """The number of key-value heads, and layer_types and conv_L_cache, which it tells of layers.
+
+    Layers without such heads have a short convolution, or with `scanned` the scan of Mamba-2.
+    """
     heads, layers = read["attention.head_count_kv"], read["block_count"]
-    if not family.short_conv:
+    if not (family.short_conv or scanned):
         return heads, {}
     each = heads if isinstance(heads, list) else [heads or read["attention.head_count"]] * layers
     some = sorted(set(each) - {0})
@@ -356,7 +374,9 @@ def _convolutions(read: Values, family: Family) -> tuple[Any, dict[str, Any]]:
         raise read.unsupported(
             f"{read.prefix}attention.head_count_kv {shown(each)}", "0 or one number for all layers"
         )
-    types = [FULL if count else CONV for count in each]
+    types = [FULL if count else MAMBA if scanned else CONV for count in each]
+    if scanned:
+        return (some or [None])[0], {"layer_types": types}
     return (some or [None])[0], {
         "layer_types": types,
         "conv_L_cache": read["shortconv.l_cache"],

@@ -21,6 +21,16 @@ KEYS = {
     "proj_bias": "mamba_proj_bias",
 }
 _HEAD_DIM, _EXPAND, _LIMITS = "mamba_d_head", "mamba_expand", "time_step_limit"
+#: GGUF's architecture of models with such layers, and its keys; heads have ssm.inner_size together.
+GGUF_ARCHITECTURE = "granitehybrid"
+_GGUF_KEYS = {
+    "heads": "ssm.time_step_rank",
+    "groups": "ssm.group_count",
+    "state": "ssm.state_size",
+    "taps": "ssm.conv_kernel",
+}
+_GGUF_INNER = "ssm.inner_size"
+GGUF_KINDS: dict[str, Kind] = {key: whole_kind(1) for key in (*_GGUF_KEYS.values(), _GGUF_INNER)}
 _OTHER_NAMES = {"attention": FULL, "linear_attention": MAMBA}
 
 
@@ -84,6 +94,34 @@ class Mamba2:
         content |= {_HEAD_DIM: self.head_dim, _EXPAND: self.inner // hidden_size}
         content["mamba_chunk_size"] = 256  # of kernels; changes no result
         return content | ({_LIMITS: list(self.limits)} if self.limits != (0, math.inf) else {})
+
+    def to_gguf(self, hidden_size: int) -> dict[str, Any]:
+        """The metadata, without the architecture's name.
+
+        Raises ValueError for what llama.cpp does not have.
+        """
+        if self.inner != 2 * hidden_size:
+            raise ValueError(
+                f"{_EXPAND} {self.inner // hidden_size} cannot be written: llama.cpp takes 2"
+            )
+        if self.proj_bias:
+            raise ValueError(f"{KEYS['proj_bias']} cannot be written: llama.cpp does not have it")
+        if self.limits != (0, math.inf):
+            low, high = self.limits
+            raise ValueError(
+                f"{_LIMITS} {low:g}, {high:g} cannot be written: llama.cpp does not have it"
+            )
+        sizes = {key: getattr(self, field) for field, key in _GGUF_KEYS.items()}
+        return {**sizes, _GGUF_INNER: self.inner}
+
+
+def read_gguf_mamba(read: Values, conv_bias: bool) -> Mamba2:
+    """The sizes of layers of type "mamba" in GGUF's metadata."""
+    sizes = {field: read[key] for field, key in _GGUF_KEYS.items()}
+    if read[_GGUF_INNER] % sizes["heads"]:
+        raise read.wrong(_GGUF_INNER, f"{sizes['heads']} heads do not divide {read[_GGUF_INNER]}")
+    head_dim = read[_GGUF_INNER] // sizes["heads"]
+    return checked(read.path, Mamba2, head_dim=head_dim, conv_bias=conv_bias, **sizes)
 
 
 def read_hf_types(read: Values) -> list[str] | None:

@@ -31,7 +31,7 @@ from pyloss.models.config.gemma4 import Gemma4
 from pyloss.models.config.gguf_reader import read_gguf_config
 from pyloss.models.config.hf_reader import read_hf_config
 from pyloss.models.config.lfm2 import own_keys
-from pyloss.models.config.mamba import Mamba2
+from pyloss.models.config.mamba import GGUF_ARCHITECTURE, Mamba2
 from pyloss.models.config.mixture import Mixture
 from pyloss.models.config.rope_scaling import (
     check_rotary,
@@ -238,6 +238,8 @@ class ModelConfig:
     @property
     def gguf(self) -> str:
         """general.architecture in GGUF."""
+        if self.mamba is not None:
+            return GGUF_ARCHITECTURE
         return self.family.gguf_of(self.mixture is not None) or self.family.gguf
 
     def convolved(self, layer: int) -> bool:

@@ -16,13 +16,14 @@ import numpy as np
 from pyloss.io.files import replacing, user_path
 from pyloss.io.gguf import GGML_TYPES
 from pyloss.models.config.delta_net import DeltaNet, mrope_sections
-from pyloss.models.config.fields import MAMBA, MULTIPLIERS, SOFTCAPS
+from pyloss.models.config.fields import MULTIPLIERS, SOFTCAPS
 from pyloss.models.config.gemma4 import rotary_divisors
 from pyloss.models.config.gguf_reader import (
     LONGROPE_FACTORS,
     gguf_no_rope_layers,
     gguf_query_scalar,
 )
+from pyloss.models.config.mamba import Mamba2
 from pyloss.models.config.model_config import ModelConfig
 from pyloss.models.config.rope_scaling import gguf_scaling, llama3_factors
 from pyloss.models.files.names import gguf_name, shared_parts
@@ -230,8 +231,6 @@ def write_gguf(
     if type is not None and type not in TYPES:
         raise ValueError(f"type must be one of {', '.join(TYPES)}, got {type!r}")
     refuse_adapters(model)
-    if model.config_of_layers().mamba is not None:
-        raise ValueError(f"layers of type {MAMBA} cannot be written as GGUF, only as a folder")
     tensors = list(_tensors(model, type))
     used: Counter[str] = Counter()
     for tensor in tensors:
@@ -245,7 +244,7 @@ def write_gguf(
         **_hyperparameters(model.config_of_layers()),
         **vocabulary_metadata(tokenizer, model.config.vocab_size),
     }
-    return write_gguf_file(path, model.config.gguf, metadata, tensors, split_max_size)
+    return write_gguf_file(path, model.config_of_layers().gguf, metadata, tensors, split_max_size)
 
 
 def _hyperparameters(c: ModelConfig) -> dict[str, Any]:
@@ -282,6 +281,10 @@ def _hyperparameters(c: ModelConfig) -> dict[str, Any]:
     if c.delta is not None and c.layer_types is not None:
         values |= c.delta.to_gguf(c.layer_types)
         values["rope.dimension_sections"] = [*mrope_sections(c.rotary_dim // 2), 0]
+    if c.mamba is not None:
+        heads, layers = c.num_key_value_heads, range(c.num_hidden_layers)
+        values["attention.head_count_kv"] = [0 if c.scanned(i) else heads for i in layers]
+        values |= c.mamba.to_gguf(c.hidden_size)
     if c.family.multipliers:
         given = {name: getattr(c, name) for name in MULTIPLIERS}
         given["attention_multiplier"] = c.attention_scale
@@ -306,7 +309,7 @@ def _hyperparameters(c: ModelConfig) -> dict[str, Any]:
             f"no_rope_layers {c.no_rope_layers} cannot be written: llama.cpp takes {rotated}"
         )
     if c.family.position_switch and c.no_rope_layers is not None:
-        if c.mixture is not None:
+        if c.mixture is not None and c.mamba is None:
             raise ValueError(
                 "position_embedding_type nope cannot be written: llama.cpp has rotary positions "
                 f"in {c.gguf}"
@@ -392,7 +395,10 @@ def _tensors(model: Model, type: str | None) -> Iterator[GGUFTensor]:
         if isinstance(value, np.ndarray) and value.ndim == 1:
             if name.endswith(".A_log"):
                 value = -np.exp(value)
-            elif name.endswith("norm.weight") and not name.endswith("linear_attn.norm.weight"):
+            if c.mamba is not None and ".mamba." in name:
+                yield _of_mamba(c.mamba, name, gguf_name(name, c.family), value)
+                continue
+            if name.endswith("norm.weight") and not name.endswith("linear_attn.norm.weight"):
                 value = value + np.float32(c.family.norm_offset)
             yield GGUFTensor(
                 gguf_name(name, c.family), value.shape, "f32", partial(_reordered, value, head_dim)
@@ -404,6 +410,16 @@ def _tensors(model: Model, type: str | None) -> Iterator[GGUFTensor]:
             yield _matrix(name, gguf_name(name, c.family), value, "f32", 0)
         else:
             yield _matrix(name, gguf_name(name, c.family), value, type, head_dim)
+
+
+def _of_mamba(sizes: Mamba2, name: str, stored_name: str, value: np.ndarray) -> GGUFTensor:
+    """An array of a Mamba layer; llama.cpp has a second axis for some."""
+    shape: tuple[int, ...] = value.shape
+    if name.endswith((".A_log", ".D")):
+        shape = (sizes.heads, 1)
+    elif name.endswith(".norm.weight"):
+        shape = (sizes.groups, sizes.inner // sizes.groups)
+    return GGUFTensor(stored_name, shape, "f32", partial(value.view, np.uint8))
 
 
 def _apart(values: Mapping[str, Any], experts: bool) -> Iterator[tuple[str, Any]]:

@@ -35,6 +35,10 @@ _GGUF_NAMES = {
     "model.layers.{}.linear_attn.conv1d": "blk.{}.ssm_conv1d",
     "model.layers.{}.linear_attn.norm": "blk.{}.ssm_norm",
     "model.layers.{}.linear_attn.out_proj": "blk.{}.ssm_out",
+    "model.layers.{}.mamba.in_proj": "blk.{}.ssm_in",
+    "model.layers.{}.mamba.conv1d": "blk.{}.ssm_conv1d",
+    "model.layers.{}.mamba.norm": "blk.{}.ssm_norm",
+    "model.layers.{}.mamba.out_proj": "blk.{}.ssm_out",
     "model.layers.{}.input_layernorm": "blk.{}.attn_norm",
     "model.layers.{}.self_attn.q_proj": "blk.{}.attn_q",
     "model.layers.{}.self_attn.k_proj": "blk.{}.attn_k",
@@ -80,6 +84,9 @@ _DELTA_NORMS = {"model.layers.{}.post_attention_layernorm": "blk.{}.post_attenti
 _GGUF_ARRAYS = {
     "model.layers.{}.linear_attn.A_log": "blk.{}.ssm_a",
     "model.layers.{}.linear_attn.dt_bias": "blk.{}.ssm_dt.bias",
+    "model.layers.{}.mamba.A_log": "blk.{}.ssm_a",
+    "model.layers.{}.mamba.D": "blk.{}.ssm_d",
+    "model.layers.{}.mamba.dt_bias": "blk.{}.ssm_dt.bias",
 }
 
 # The only tensor whose name has no kind at its end.

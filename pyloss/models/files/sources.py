@@ -279,6 +279,14 @@ class GGUFSource(Source):
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.log(-self.array(name, count))
 
+    def _find(self, name: str, *shape: int) -> StoredTensor:
+        """Arrays of Mamba-2 have a second axis in GGUF: numbers of heads, and norms of groups."""
+        if ".mamba." in name and len(shape) == 1:
+            stored = self.file.tensor(self._stored_name(name))
+            if len(stored.shape) == 2 and stored.shape[0] * stored.shape[1] == shape[0]:
+                return replace(stored, shape=shape)
+        return super()._find(name, *shape)
+
     def taps(self, name: str, columns: int, taps: int) -> np.ndarray:
         """See `Source`."""
         return self._in_order(name, super().taps(name, columns, taps))

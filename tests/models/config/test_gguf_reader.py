@@ -326,16 +326,12 @@ def test_dense_layers_in_gguf_are_not_counted_beyond_any_model():
             "expert_shared_count 1 is not supported",
         ),
         (
-            {"general.architecture": "granitehybrid"},
-            r"architecture 'granitehybrid' is not supported, whose layers of type mamba",
-        ),
-        (
             {"general.architecture": "gemma-embedding"},
             "is not supported, since it has attention in both directions; supported are",
         ),
         (
             {"general.architecture": "qwen2", "qwen2.expert_count": 8},
-            "architecture with experts 'qwen2' is not supported; supported are granitemoe, lfm2moe, llama, ",
+            "architecture with experts 'qwen2' is not supported; supported are granitehybrid, granitemoe, lfm2moe, llama, ",
         ),
         ({"llama.rope.scaling.type": "longrope"}, "scaling.type 'longrope'"),
         ({"llama.attention.key_length": 128}, "partial"),

@@ -134,3 +134,17 @@ def test_names_of_experts(name):
     if family.experts.shared and not family.experts.fused:
         name = f"{at}.shared_expert_gate"
         assert gguf_name(f"{name}.weight", family) == f"{table.get_name(name)}.weight"
+
+
+def test_names_of_mamba_layers():
+    gguf, family = pytest.importorskip("gguf"), FAMILIES["granitemoehybrid"]
+    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GRANITE_HYBRID, 12)
+    at = "model.layers.11.mamba"
+    for name in ("in_proj", "conv1d", "norm", "out_proj"):
+        found = table.get_name(f"{at}.{name}.weight", try_suffixes=(".weight", ".bias"))
+        assert gguf_name(f"{at}.{name}.weight", family) == found
+    for name in ("A_log", "D"):
+        assert gguf_name(f"{at}.{name}", family) == table.get_name(f"{at}.{name}")
+    # llama.cpp's converter calls it so.
+    found = table.get_name(f"{at}.dt_proj.bias", try_suffixes=(".bias",))
+    assert gguf_name(f"{at}.dt_bias", family) == found
