@@ -122,7 +122,7 @@ GGUF_KEYS: dict[str, Kind] = {
     "attention.head_count_kv": counts,
     "attention.key_length_swa": whole(1),
     "attention.value_length_swa": whole(1),
-    "attention.shared_kv_layers": whole(0),
+    "attention.shared_kv_layers": whole(0, LIMITS["num_hidden_layers"]),
     "embedding_length_per_layer_input": whole(0),
     "rope.dimension_count_swa": whole(1),
 }

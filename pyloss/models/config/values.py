@@ -98,7 +98,7 @@ def of_type(kind: type) -> Kind:
 
 def counts(value: Any) -> int | list[int]:
     """An integer of at least 0, or a list with one of each layer."""
-    if isinstance(value, list):
+    if isinstance(value, list) and value:
         return [numbers.whole(item, "the value", 0) for item in value]
     return numbers.whole(value, "the value", 0)
 

@@ -297,6 +297,23 @@ def test_gguf_arithmetic_stays_in_its_range(key, value):
         ModelConfig.from_gguf({**GGUF, f"llama.{key}": value}, EMBEDDING)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("attention.shared_kv_layers", 1 << 17),
+        ("attention.head_count_kv", []),
+        ("feed_forward_length", []),
+    ],
+)
+def test_gguf_counts_of_gemma4_stay_in_their_range(key, value):
+    metadata = {key.replace("llama.", "gemma4."): value for key, value in GGUF.items()} | {
+        "general.architecture": "gemma4",
+        f"gemma4.{key}": value,
+    }
+    with pytest.raises(FormatError, match=f"gemma4.{key}: the value is"):
+        ModelConfig.from_gguf(metadata, EMBEDDING)
+
+
 def test_dense_layers_in_gguf_are_not_counted_beyond_any_model():
     metadata = {key.replace("llama.", "lfm2moe."): value for key, value in GGUF.items()} | {
         "general.architecture": "lfm2moe",
