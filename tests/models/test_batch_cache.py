@@ -36,7 +36,7 @@ FAMILIES = {
         "sliding_window": 9, "layer_types": TYPES, "rope_local_base_freq": 1000.0, "query_pre_attn_scalar": 8,
     },
     "gemma4_text": {
-        "sliding_window": 9, "layer_types": TYPES, "gemma4": Gemma4(24, 1, True, 16, 300), "final_logit_softcapping": 2.0,
+        "sliding_window": 9, "layer_types": TYPES, "gemma4": Gemma4(24, 1, True, 32, 300), "final_logit_softcapping": 2.0,
     },
     "granite": {
         "embedding_multiplier": 12.0, "attention_multiplier": 0.35, "residual_multiplier": 0.22, "logits_scaling": 0.5,
@@ -54,7 +54,7 @@ FAMILIES = {
     "phi3": {"sliding_window": 20, "partial_rotary_factor": 0.75},
     "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
     "qwen3_5_text": {
-        "layer_types": ["linear_attention", "full_attention", "linear_attention"], "delta": DeltaNet(2, 4, 8, 12, 3),
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"], "delta": DeltaNet(2, 4, 8, 16, 3),
     },
     "mixtral": EXPERTS,
     "qwen3_moe": EXPERTS,

@@ -287,7 +287,7 @@ def test_loading_with_the_model(tmp_path, model, saved, monkeypatch):
     from pyloss import models
     from pyloss.models import tokenizer
 
-    monkeypatch.setattr(tokenizer.Tokenizer, "from_folder", lambda place: None)
+    monkeypatch.setattr(tokenizer.Tokenizer, "from_folder", lambda place: ())
     again, _ = models.load(tmp_path / "model", adapter_path=tmp_path / "peft")
     assert again(TOKENS).tobytes() == saved.tobytes() and isinstance(
         again.layers[2].self_attn.q_proj, LoRALinear

@@ -158,6 +158,7 @@ KERNEL delta_rule_grad(IN(d_o), IN(dlast), IN(q), IN(k), IN(v), IN(g), IN(beta),
                 }
             }
         }
+        (void)group_sum(0); /* columns are written; a sequence without rows has not waited for it */
         if (dstate_data)
             EACH_ROW for (long j = 0; j < e; j++) * ROW(dstate, given + i * e + j) =
                 *ROW(work, slope + i * e + j);
