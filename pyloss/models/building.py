@@ -32,7 +32,6 @@ from pyloss.models.lfm2 import (
     Lfm2Layer,
     Lfm2MLP,
     ShortConv,
-    Taps,
 )
 from pyloss.models.mamba import (
     GroupedNorm,
@@ -41,6 +40,7 @@ from pyloss.models.mamba import (
     MambaMLPLayer,
     MambaSharedExpertLayer,
 )
+from pyloss.models.mixers import Taps
 from pyloss.models.moe import GraniteMoe, Router, SharedMoe, SigmoidMoe, SparseMoe, SwitchGLU
 from pyloss.models.qwen3_5 import DeltaLayer, GatedAttention, GatedDeltaNet
 from pyloss.models.transformer import Decoder, Model

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from pyloss import ops
 from pyloss.autograd.tape import data
 from pyloss.models.layers import MLP, Attention, Cache, DecoderLayer, Packing
+from pyloss.models.mixers import Mixer, Taps
 from pyloss.models.moe import renamed
 from pyloss.models.transformer import Decoder
-from pyloss.nn import Linear, Module
+from pyloss.nn import Linear
 
 #: LFM2's names of modules, by those of other families.
 NAMES = {
@@ -28,43 +27,18 @@ NAMES = {
 }
 
 
-class Taps(Module):
-    """The parameters of a causal convolution of each column: weight [D, 1, K], and a bias [D]."""
-
-    recordable = True
-
-    def __init__(self, weight: np.ndarray, bias: np.ndarray | None):
-        super().__init__()
-        self.weight, self.bias = weight, bias
-
-
-class ShortConv(Module):
+class ShortConv(Mixer):
     """out(c * conv(b * v)), where b, c and v are the parts of in(x): x [N, hidden] -> [N, hidden].
 
     A cache keeps the products b * v as it keeps the keys of attention with a window of K tokens.
     """
 
     recordable = True
-    rotated = True  # it has no positions that could be left out
+    taps_name = "conv"
 
     def __init__(self, in_proj: Linear, conv: Taps, out_proj: Linear):
         super().__init__()
         self.in_proj, self.conv, self.out_proj = in_proj, conv, out_proj
-
-    @property
-    def taps(self) -> int:
-        """K, how many rows each row depends on, its own included."""
-        return int(self.conv.weight.shape[2])
-
-    @property
-    def window(self) -> int:
-        """See `Attention`."""
-        return self.taps
-
-    @property
-    def cached(self) -> tuple[int, int]:
-        """See `Attention`."""
-        return int(self.conv.weight.shape[0]), 0
 
     def __call__(
         self,

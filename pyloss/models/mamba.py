@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,9 @@ from pyloss.models.layers import (
     SharedMLPLayer,
     columns,
 )
-from pyloss.models.lfm2 import Taps
+from pyloss.models.mixers import Mixer, Taps
 from pyloss.models.moe import renamed
-from pyloss.nn import Linear, Module, RMSNorm
+from pyloss.nn import Linear, RMSNorm
 
 
 class GroupedNorm(RMSNorm):
@@ -38,7 +39,7 @@ class GroupedNorm(RMSNorm):
         return ops.scale_heads(parts.reshape(rows, dims), self.weight)
 
 
-class MambaMixer(Module):
+class MambaMixer(Mixer):
     """The scan of Mamba-2 between projections: x [N, hidden] -> [N, hidden].
 
     in_proj has the gate, the columns of the convolution and the time steps; the convolution's are
@@ -71,25 +72,14 @@ class MambaMixer(Module):
         self._x, self._b, self._c = columns(sizes.inner, shared, shared)
 
     @property
-    def rotated(self) -> bool:
+    def rotated(self) -> bool:  # type: ignore[override]
         """Whether the model's attention has rotary positions; the scan itself has none."""
         return self._rotated
 
     @property
-    def taps(self) -> int:
-        """How many rows each row of the convolution depends on, its own included."""
-        return int(self.conv1d.weight.shape[2])
-
-    @property
-    def window(self) -> int:
-        """See `Attention`."""
-        return self.taps
-
-    @property
-    def cached(self) -> tuple[int, int]:
-        """See `Attention`: rows before the convolution, and two states."""
-        heads, state, size = self._shape
-        return int(self.conv1d.weight.shape[0]), 2 * heads * state * size
+    def state_size(self) -> int:  # type: ignore[override]
+        """See `Mixer`."""
+        return math.prod(self._shape)
 
     def __call__(
         self,
@@ -100,13 +90,8 @@ class MambaMixer(Module):
         last_row: Packing | None = None,
     ) -> Any:
         z, mixed, dt = ops.split_columns(self.in_proj(x), *self._parts)
-        conv, offsets, state = self.conv1d, packing.offsets, self._shape[1]
-        if cache is None:
-            mixed = ops.conv_silu(mixed, conv.weight, conv.bias, offsets)
-        else:
-            mixed = data(mixed)
-            held = cache.rows(layer, mixed, conv.weight.shape[0])
-            mixed = ops.conv_silu_step(mixed, conv.weight, conv.bias, offsets, *held)
+        offsets, state = packing.offsets, self._shape[1]
+        mixed = self.convolved(mixed, offsets, cache, layer)
         values, b, c = ops.split_columns(mixed, self._x, self._b, self._c)
         steps, g = ops.scan_gates(dt, self.A_log, self.dt_bias, self._limits)
         if cache is None:

@@ -10,12 +10,12 @@ from pyloss import ops
 from pyloss.autograd.tape import data
 from pyloss.models.config.model_config import ModelConfig
 from pyloss.models.layers import Attention, Cache, DecoderLayer, Packing, columns
-from pyloss.models.lfm2 import Taps
+from pyloss.models.mixers import Mixer, Taps
 from pyloss.models.moe import renamed
-from pyloss.nn import Linear, Module, RMSNorm, project_each
+from pyloss.nn import Linear, RMSNorm, project_each
 
 
-class GatedDeltaNet(Module):
+class GatedDeltaNet(Mixer):
     """The gated delta rule between projections: x [N, hidden] -> [N, hidden].
 
     Queries, keys and values go through a convolution first; the results' norm is multiplied by
@@ -23,7 +23,6 @@ class GatedDeltaNet(Module):
     """
 
     recordable = True
-    rotated = True  # it has no positions that could be left out
 
     def __init__(
         self,
@@ -51,20 +50,9 @@ class GatedDeltaNet(Module):
         self._q, self._k, self._v = columns(*widths)
 
     @property
-    def taps(self) -> int:
-        """How many rows each row of the convolution depends on, its own included."""
-        return int(self.conv1d.weight.shape[2])
-
-    @property
-    def window(self) -> int:
-        """See `Attention`."""
-        return self.taps
-
-    @property
-    def cached(self) -> tuple[int, int]:
-        """See `Attention`: rows before the convolution, and two states."""
-        states = 2 * len(self.A_log) * self._key_dim * self._value_dim
-        return int(self.conv1d.weight.shape[0]), states
+    def state_size(self) -> int:  # type: ignore[override]
+        """See `Mixer`."""
+        return len(self.A_log) * self._key_dim * self._value_dim
 
     def __call__(
         self,
@@ -76,13 +64,8 @@ class GatedDeltaNet(Module):
     ) -> Any:
         projections = self.in_proj_qkv, self.in_proj_z, self.in_proj_b, self.in_proj_a
         qkv, z, b, a = project_each(x, *projections)
-        conv, offsets = self.conv1d, packing.offsets
-        if cache is None:
-            mixed = ops.conv_silu(qkv, conv.weight, conv.bias, offsets)
-        else:
-            qkv = data(qkv)
-            held = cache.rows(layer, qkv, conv.weight.shape[0])
-            mixed = ops.conv_silu_step(qkv, conv.weight, conv.bias, offsets, *held)
+        offsets = packing.offsets
+        mixed = self.convolved(qkv, offsets, cache, layer)
         parts = ops.split_columns(mixed, self._q, self._k, self._v)
         gates = ops.delta_gates(a, b, self.A_log, self.dt_bias)
         scale = self._key_dim**-0.5
@@ -90,8 +73,8 @@ class GatedDeltaNet(Module):
             out = ops.delta_rule(*parts, *gates, offsets, key_dim=self._key_dim, scale=scale)
         else:
             shape = len(self.A_log), self._key_dim, self._value_dim
-            states, here, there = cache.states(layer, qkv, shape)
             q, k, v, g, beta = map(data, (*parts, *gates))
+            states, here, there = cache.states(layer, v, shape)
             out = ops.delta_rule_step(
                 q, k, v, g, beta, offsets, self._key_dim, scale, states, here, there
             )
