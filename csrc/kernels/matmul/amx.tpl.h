@@ -118,13 +118,18 @@ static NOINLINE void amx_release(void) { _tile_release(); }
 #define UNIT_BARRIER()
 #endif
 
+/* Two neighboring tiles of A or B: words from row to row of them, and from step to step. */
+typedef struct {
+    const float *first, *second;
+    int64_t row, step;
+} amx_pair;
+
 /* A block of C, in place: tiles 0 to 3 are its sums, 4 and 5 rows of A, 6 and 7 columns of B. */
-INLINE void amx_block(const float *a0, const float *b0, int64_t steps, float *c, int64_t ldc,
+INLINE void amx_block(const amx_pair *a, const amx_pair *b, int64_t steps, float *c, int64_t ldc,
                       int add, const int native UNUSED) {
     amx_tile tiles[8];
-    const float *a1 = a0 + steps * AMX_TILE, *b1 = b0 + steps * AMX_TILE;
     float *below = c + AMX_SIDE * ldc;
-    const int64_t row_bytes = 4 * ldc;
+    const int64_t row_bytes = 4 * ldc, a_bytes = 4 * a->row, b_bytes = 4 * b->row;
     UNIT_BARRIER();
     if (add) {
         UNIT(loadd, 0, c, row_bytes);
@@ -137,13 +142,13 @@ INLINE void amx_block(const float *a0, const float *b0, int64_t steps, float *c,
         UNIT(zero, 2);
         UNIT(zero, 3);
     }
-    for (int64_t at = 0; at < steps * AMX_TILE; at += AMX_TILE) {
-        UNIT(loadd, 4, a0 + at, AMX_ROW_BYTES);
-        UNIT(loadd, 6, b0 + at, AMX_ROW_BYTES);
+    for (int64_t s = 0; s < steps; s++) {
+        UNIT(loadd, 4, a->first + s * a->step, a_bytes);
+        UNIT(loadd, 6, b->first + s * b->step, b_bytes);
         UNIT(dpbf16ps, 0, 4, 6);
-        UNIT(loadd, 7, b1 + at, AMX_ROW_BYTES);
+        UNIT(loadd, 7, b->second + s * b->step, b_bytes);
         UNIT(dpbf16ps, 1, 4, 7);
-        UNIT(loadd, 5, a1 + at, AMX_ROW_BYTES);
+        UNIT(loadd, 5, a->second + s * a->step, a_bytes);
         UNIT(dpbf16ps, 2, 5, 6);
         UNIT(dpbf16ps, 3, 5, 7);
     }
@@ -154,20 +159,26 @@ INLINE void amx_block(const float *a0, const float *b0, int64_t steps, float *c,
     UNIT_BARRIER();
 }
 
+/* Packed tiles: the first one's steps, then the second one's. */
+INLINE amx_pair amx_packed(const float *at, int64_t steps) {
+    return (amx_pair){at, at + steps * AMX_TILE, AMX_SIDE, AMX_TILE};
+}
+
 INLINE void amx_strip_by(const amx_args *t, const int native) {
+    const amx_pair b = amx_packed(t->b, t->steps);
     for (int64_t row = 0; row < t->rows; row += AMX_BLOCK) {
-        const float *a = t->a + row * t->steps * AMX_SIDE;
+        const amx_pair a = amx_packed(t->a + row * t->steps * AMX_SIDE, t->steps);
         float *c = t->c + row * t->ldc;
         const int64_t rows = at_most(t->rows - row, AMX_BLOCK);
         if (rows == AMX_BLOCK && t->cols == AMX_BLOCK) {
-            amx_block(a, t->b, t->steps, c, t->ldc, t->add, native);
+            amx_block(&a, &b, t->steps, c, t->ldc, t->add, native);
             continue;
         }
         float edge[AMX_BLOCK * AMX_BLOCK] = {0};
         const size_t bytes = (size_t)t->cols * sizeof *c;
         for (int64_t i = 0; i < rows && t->add; i++)
             memcpy(edge + i * AMX_BLOCK, c + i * t->ldc, bytes);
-        amx_block(a, t->b, t->steps, edge, AMX_BLOCK, t->add, native);
+        amx_block(&a, &b, t->steps, edge, AMX_BLOCK, t->add, native);
         for (int64_t i = 0; i < rows; i++) memcpy(c + i * t->ldc, edge + i * AMX_BLOCK, bytes);
     }
 }
@@ -176,18 +187,46 @@ static void amx_strip_emulated(const amx_args *t) { amx_strip_by(t, 0); }
 static NOINLINE void amx_strip_native(const amx_args *t) { amx_strip_by(t, 1); }
 #endif
 
+/* C (+)= A B where they lie: word w of row i of step s of A is a[i lda + s a_step + w], row i of B
+ * (depths 2i, 2i + 1) is b[i ldb]. Rows and columns are multiples of AMX_BLOCK. */
+typedef struct {
+    int64_t rows, cols, steps;
+    const float *a;
+    int64_t lda, a_step;
+    const float *b;
+    int64_t ldb;
+    float *c;
+    int64_t ldc;
+    int add;
+} amx_product;
+
+INLINE void amx_product_by(const amx_product *t, const int native) {
+    for (int64_t j = 0; j < t->cols; j += AMX_BLOCK) {
+        const amx_pair b = {t->b + j, t->b + j + AMX_SIDE, t->ldb, AMX_SIDE * t->ldb};
+        for (int64_t i = 0; i < t->rows; i += AMX_BLOCK) {
+            const float *at = t->a + i * t->lda;
+            const amx_pair a = {at, at + AMX_SIDE * t->lda, t->lda, t->a_step};
+            amx_block(&a, &b, t->steps, t->c + i * t->ldc + j, t->ldc, t->add, native);
+        }
+    }
+}
+static void amx_product_emulated(const amx_product *t) { amx_product_by(t, 0); }
+#ifdef AMX_COMPILED
+static NOINLINE void amx_product_native(const amx_product *t) { amx_product_by(t, 1); }
+#endif
+
 /* The unit is this thread's between begin and end. */
-static void amx_begin(int form UNUSED) {
+UNUSED static void amx_begin(int form UNUSED) {
 #ifdef AMX_COMPILED
     if (form == AMX) amx_configure();
 #endif
 }
-static void amx_end(int form UNUSED) {
+UNUSED static void amx_end(int form UNUSED) {
 #ifdef AMX_COMPILED
     if (form == AMX) amx_release();
 #endif
 }
-static void amx_strip(const amx_args *t, int form UNUSED) {
+UNUSED static void amx_strip(const amx_args *t, int form UNUSED) {
 #ifdef AMX_COMPILED
     if (form == AMX) {
         amx_strip_native(t);
@@ -195,6 +234,28 @@ static void amx_strip(const amx_args *t, int form UNUSED) {
     }
 #endif
     amx_strip_emulated(t);
+}
+UNUSED static void amx_multiply(const amx_product *t, int form UNUSED) {
+#ifdef AMX_COMPILED
+    if (form == AMX) {
+        amx_product_native(t);
+        return;
+    }
+#endif
+    amx_product_emulated(t);
+}
+
+/* The form of the process's precision, if it is one of tiles; else FLOATS. */
+static int amx_form(void) {
+    switch (pl_matmul_precision()) {
+#ifdef AMX_COMPILED
+    case PL_BFLOAT16_TILES: return AMX;
+#else
+    case PL_BFLOAT16_TILES:
+#endif
+    case PL_BFLOAT16_TILES_EMULATED: return AMX_EMULATED;
+    default: return FLOATS;
+    }
 }
 
 #undef UNIT

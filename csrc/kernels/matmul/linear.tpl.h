@@ -12,14 +12,8 @@ static int layer_form(int64_t rows, int backward) {
     case PL_FLOAT32: return FLOATS;
     case PL_BFLOAT16: return NATIVE_PAIRS_COMPILED && pl_has_bf16_dots() ? NATIVE_PAIRS : PAIRS;
     case PL_BFLOAT16_EMULATED: return PAIRS;
-#ifdef AMX_COMPILED
-    case PL_BFLOAT16_TILES: return AMX;
-#else
-    case PL_BFLOAT16_TILES:
-#endif
-    case PL_BFLOAT16_TILES_EMULATED: return AMX_EMULATED;
+    default: return amx_form();
     }
-    return FLOATS;
 }
 
 /* x W^T, or x W when backward, for `rows` rows of x. */

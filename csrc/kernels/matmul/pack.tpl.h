@@ -5,6 +5,7 @@
 #include "../simd/narrow.h"
 #include "../simd/transpose.h"
 #include "amx.tpl.h"
+#include "pairs.h"
 #include "product.h"
 #include "tile.tpl.h"
 
@@ -50,24 +51,6 @@ static void pack_a(const lhs *m, int64_t row, int rows, int mr, int64_t k0, int6
             for (int i = 0; i < groups; i++)
                 vf_store(dst + (k + l) * mr + i * LANES, v[i][l] * factor);
     }
-}
-
-/* Whether a form, a constant, rounds by bfloat16 instructions. These take numbers below 2^-126 as
- * 0; so does the form that emulates AMX. */
-INLINE int is_native(const int form) { return form == NATIVE_PAIRS || form == AMX; }
-INLINE vf before_rounding(vf v, const int form) {
-    return form == AMX_EMULATED ? vf_flush_subnormal(v) : v;
-}
-
-/* LANES words of pairs of a row, of which `n` more floats are there. */
-INLINE vi pairs_at(const float *row, int64_t n, const int form) {
-    float part[2 * LANES];
-    if (n < 2 * LANES) {
-        memset(part, 0, sizeof part);
-        row = n <= 0 ? part : memcpy(part, row, (size_t)n * sizeof *row);
-    }
-    return vi_pairs_in_order(before_rounding(vf_load(row), form),
-                             before_rounding(vf_load(row + LANES), form), is_native(form));
 }
 
 /* Rows [row, row + rows) of A, columns [k0, k0 + kc), as words of pairs: rows [at, at + rows) of

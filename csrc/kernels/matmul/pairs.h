@@ -1,0 +1,33 @@
+/* Floats rounded to pairs of bfloat16 (narrow.h) in each form of a product. */
+#ifndef PYLOSS_PAIRS_H
+#define PYLOSS_PAIRS_H
+#include "../simd/narrow.h"
+#include "product.h"
+
+/* Whether a form, a constant, rounds by bfloat16 instructions. These take numbers below 2^-126 as
+ * 0; so does the form that emulates AMX. */
+INLINE int is_native(const int form) { return form == NATIVE_PAIRS || form == AMX; }
+INLINE vf before_rounding(vf v, const int form) {
+    return form == AMX_EMULATED ? vf_flush_subnormal(v) : v;
+}
+
+/* The pairs (a[0], a[1]), ..., then (b[0], b[1]), ... */
+INLINE vi pairs_of_two(vf a, vf b, const int form) {
+    return vi_pairs_in_order(before_rounding(a, form), before_rounding(b, form), is_native(form));
+}
+/* The pairs (a[i], b[i]). */
+INLINE vi pair_of(vf a, vf b, const int form) {
+    return vi_pair(before_rounding(a, form), before_rounding(b, form), is_native(form));
+}
+
+/* LANES words of pairs of a row, of which `n` more floats are there. */
+INLINE vi pairs_at(const float *row, int64_t n, const int form) {
+    float part[2 * LANES];
+    if (n < 2 * LANES) {
+        memset(part, 0, sizeof part);
+        row = n <= 0 ? part : memcpy(part, row, (size_t)n * sizeof *row);
+    }
+    return pairs_of_two(vf_load(row), vf_load(row + LANES), form);
+}
+
+#endif
