@@ -158,7 +158,7 @@ const char *pl_amx_missing(int request);
  * after the other; PL_BFLOAT16_EMULATED does so without the processor's bfloat16 instructions.
  * PL_BFLOAT16_TILES sums in the order of the tile unit (matmul/amx.tpl.h) and uses it; it may be
  * set only where pl_amx_missing(1) is NULL. PL_BFLOAT16_TILES_EMULATED gives the same bits on any
- * processor. */
+ * processor. In both, attention's products are rounded, too (attention/amx.tpl.h). */
 typedef enum {
     PL_FLOAT32,
     PL_BFLOAT16,

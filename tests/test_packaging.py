@@ -268,7 +268,10 @@ def test_instructions_for_bfloat16_are_in_functions_for_processors_that_have_the
         if re.search(r"\t([vt]dpbf16ps|vcvtne2?ps2?bf16|ldtile|tile[lsrz])", body)
     }
     assert using
-    own = re.compile(r"native_pairs|^amx_(strip_native|configure|release)|^pack_[ab]_amx")
+    own = re.compile(
+        r"native_pairs|^amx_((strip|product)_native|configure|release)"
+        r"|^(pack_[ab]|attn_(forward|grad|pack))_amx"
+    )
     assert all(own.search(name) for name in using), using
 
 

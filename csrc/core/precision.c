@@ -1,4 +1,5 @@
-/* The precision of dense layers: a setting of the process, read only by their kernels. */
+/* The precision of dense layers, and by tiles of attention: a setting of the process, read only by
+ * their kernels. */
 #include "../pyloss.h"
 
 #include <stdatomic.h>

@@ -39,7 +39,8 @@ def set_matmul_precision(precision: str) -> None:
 
     It applies to layers of any weight format, experts, output heads and the bases of adapters.
     These stay float32: products of up to 32 rows (4 for the gradient of the input), the adapters'
-    own matrices, gradients by weights, attention, and devices. ValueError for another name.
+    own matrices, gradients by weights, attention (but by tiles it is bfloat16, too, except where a
+    sequence has few queries, as in generation), and devices. ValueError for another name.
     """
     name = check_precision(precision)
     _core.set_matmul_precision(name if name == "float32" else bfloat16_form().setting)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from kernel_checks import Memory
+from kernel_checks import TILE_FORMS, Memory
 from on_device import operations
 
 from pyloss import _core
@@ -57,3 +57,11 @@ def place(request, monkeypatch):
     yield request.param
     _core.use_isa(before)
     _core.opencl_shape(0, 0, 0)
+
+
+@pytest.fixture(params=TILE_FORMS)
+def tiles(request, isa):
+    """Products by tiles, in each form on each instruction set."""
+    _core.set_matmul_precision(request.param)
+    yield request.param
+    _core.set_matmul_precision("float32")

@@ -6,6 +6,10 @@ from pyloss import _core
 
 GUARD = 64  # bytes on each side of an array
 
+TILES_EMULATED = "bfloat16-tiles-emulated"
+#: The precisions of tiles that this machine has; they give the same bits.
+TILE_FORMS = [TILES_EMULATED, *([] if _core.amx_missing(True) else ["bfloat16-tiles"])]
+
 
 def f32(*shape):
     return np.zeros(shape, np.float32)

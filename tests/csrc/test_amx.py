@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import ml_dtypes
 import numpy as np
 import pytest
-from kernel_checks import on_threads
+from kernel_checks import TILES_EMULATED, on_threads
 from stored_weights import stored
 from test_matmul import RANKS, SIZES, factors, near, normal, shapes, unaligned, wide
 
@@ -17,19 +17,10 @@ from pyloss.weights.weight import FORMATS, Weight
 
 pytestmark = pytest.mark.usefixtures("tiles")
 
-EMULATED = "bfloat16-tiles-emulated"
-FORMS = [EMULATED, *([] if _core.amx_missing(True) else ["bfloat16-tiles"])]
 #: about the 16 rows and columns and the 32 depths of a tile, and primes
 EDGES = [1, 15, 16, 17, 31, 32, 33, 53, 97, 131]
 STEP = 32  # depths
 FLOAT_ROWS = 32  # forward products of up to so many rows are float32's
-
-
-@pytest.fixture(params=FORMS)
-def tiles(request, isa):
-    _core.set_matmul_precision(request.param)
-    yield request.param
-    _core.set_matmul_precision("float32")
 
 
 def flushed(x):
@@ -327,4 +318,4 @@ def test_the_unit_is_refused_where_there_is_none():
     for function in (_core.set_matmul_precision, _core.try_matmul_precision):
         with pytest.raises(ValueError, match=missing):
             function("bfloat16-tiles")
-    assert _core.matmul_precision() == EMULATED
+    assert _core.matmul_precision() == TILES_EMULATED

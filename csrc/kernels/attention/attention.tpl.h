@@ -25,10 +25,51 @@
 #define PYLOSS_ATTENTION_TPL_H
 #include "../kernel.h"
 #include "../pieces.h"
+#include "amx.tpl.h"
 #include "forward.tpl.h"
 #include "grad.tpl.h"
 #include "rows.tpl.h"
 #include "split_kv.tpl.h"
+
+/* ---- The forms */
+
+/* One function for each form, so that only those of processors with bfloat16 instructions contain
+ * these. */
+typedef void (*attn_walk)(const attn *g, const attn_piece *p, const attn_scratch *x);
+#define WALKS(form, name) \
+    static NOINLINE void attn_forward_##name(const attn *g, const attn_piece *p, \
+                                             const attn_scratch *x) { \
+        attn_forward_walk(g, p, x, form); \
+    } \
+    static NOINLINE void attn_grad_##name(const attn *g, const attn_piece *p, \
+                                          const attn_scratch *x) { \
+        attn_grad_walk(g, p, x, form); \
+    }
+#define GROUP_PACKER(form, name) \
+    static NOINLINE void attn_pack_##name(const void *g, int64_t begin, int64_t end, \
+                                          int worker UNUSED) { \
+        attn_pack_groups(g, begin, end, form); \
+    }
+WALKS(FLOATS, floats)
+WALKS(AMX_EMULATED, emulated)
+GROUP_PACKER(AMX_EMULATED, emulated)
+#ifdef AMX_COMPILED
+WALKS(AMX, amx)
+GROUP_PACKER(AMX, amx)
+#define ATTN_AMX(name) name##_amx
+#else
+#define ATTN_AMX(name) NULL
+#endif
+static const attn_walk forward_walks[] = {[FLOATS] = attn_forward_floats,
+                                          [AMX_EMULATED] = attn_forward_emulated,
+                                          [AMX] = ATTN_AMX(attn_forward)};
+static const attn_walk grad_walks[] = {
+    [FLOATS] = attn_grad_floats, [AMX_EMULATED] = attn_grad_emulated, [AMX] = ATTN_AMX(attn_grad)};
+static const pl_range_fn group_packers[] = {
+    [AMX_EMULATED] = attn_pack_emulated, [AMX] = ATTN_AMX(attn_pack)};
+#undef WALKS
+#undef GROUP_PACKER
+#undef ATTN_AMX
 
 /* ---- Cutting the work */
 
@@ -64,12 +105,30 @@ static attn_piece attn_cut(const attn *g, attn_piece p, int64_t kv_head, int64_t
     return p;
 }
 
-/* Lists the pieces: of one sequence after the other. */
-static void attn_list_forward(attn *g) {
-    int64_t partial = 0, count = 0;
+/* How many rows of near, dk_sums and dv_sums are a sequence's. */
+static int64_t attn_near_rows(const attn *g, const attn_piece *p) {
+    if (!is_amx(g->form)) return p->m;
+    return attn_splits_keys(g, p) ? 0 : round_up(p->m, AMX_BLOCK);
+}
+
+/* Lists the groups of keys that tiles read. */
+static void attn_list_groups(attn *g) {
+    attn_group *group = g->tiles.group;
     for (int64_t s = 0; s < g->sequences; s++) {
         const attn_piece p = attn_sequence(g, s);
+        for (int64_t key = 0; key < attn_near_rows(g, &p); key += AMX_BLOCK)
+            *group++ = (attn_group){p.key + key, at_most(p.m - key, AMX_BLOCK)};
+    }
+}
+
+/* Lists the pieces: of one sequence after the other. */
+static void attn_list_forward(attn *g) {
+    int64_t partial = 0, count = 0, near = 0;
+    for (int64_t s = 0; s < g->sequences; s++) {
+        attn_piece p = attn_sequence(g, s);
         const int64_t pieces = attn_count(g, &p), few = attn_splits_keys(g, &p);
+        p.near = near;
+        near += attn_near_rows(g, &p);
         g->first[s] = count;
         for (int64_t h = 0; h < (few ? 1 : g->kv_heads); h++)
             for (int64_t c = 0; c < pieces; c++) {
@@ -84,10 +143,12 @@ static void attn_list_forward(attn *g) {
 /* Lists the pieces: of one sequence after the other; the first rows of all heads, then the next
  * ones, so that a piece mostly finds the one before it done. */
 static void attn_list_backward(attn *g) {
-    int64_t count = 0;
+    int64_t count = 0, near = 0;
     for (int64_t s = 0; s < g->sequences; s++) {
-        const attn_piece p = attn_sequence(g, s);
+        attn_piece p = attn_sequence(g, s);
         const int64_t pieces = attn_count(g, &p);
+        p.near = near;
+        near += attn_near_rows(g, &p);
         g->first[s] = count;
         for (int64_t c = 0; c < pieces; c++)
             for (int64_t h = 0; h < g->kv_heads; h++, count++) {
@@ -100,7 +161,8 @@ static void attn_list_backward(attn *g) {
 }
 
 static void attn_release(attn *g) {
-    void *buffers[] = {g->piece, g->first, g->partial, g->near, g->dk_sums, g->done, g->scratch};
+    void *buffers[] = {g->piece, g->first,       g->partial,       g->near,   g->dk_sums,
+                       g->done,  g->tiles.group, g->tiles.rows[0], g->scratch};
     for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) pl_release(buffers[i]);
 }
 
@@ -121,22 +183,44 @@ static void attn_prepare_tokens(const void *context, int64_t begin, int64_t end,
         }
 }
 
-static void attn_each_token(const attn *g, pl_range_fn fn) {
-    pl_parallel(g->tokens, grain_of(g->kv_heads * g->width), fn, g);
+/* Runs `tokens` over all tokens, or `groups` over groups of keys if products are by tiles. */
+static void attn_each_token(const attn *g, pl_range_fn tokens, pl_range_fn groups) {
+    const int64_t size = g->kv_heads * g->width;
+    if (is_amx(g->form)) pl_parallel(g->tiles.groups, grain_of(AMX_BLOCK * size), groups, g);
+    else pl_parallel(g->tokens, grain_of(size), tokens, g);
+}
+
+/* Allocates what only forms of tiles need. */
+static int attn_acquire_tiles(attn *g) {
+    attn_tiles *t = &g->tiles;
+    const int64_t size = g->kv_heads * g->near_rows * g->width / 2;
+    t->groups = g->near_rows / AMX_BLOCK;
+    t->group = pl_acquire((size_t)t->groups * sizeof *t->group);
+    t->rows[0] = pl_acquire((size_t)((g->backward ? 3 : 2) * size) * sizeof **t->rows);
+    if (!t->group || !t->rows[0]) return 0;
+    t->transposed = t->rows[0] + size;
+    t->rows[1] = t->transposed + size;
+    attn_list_groups(g);
+    return 1;
 }
 
 /* Allocates memory and lists the pieces. */
 static pl_status attn_prepare(attn *g) {
     int64_t partial = 0, count = 0, whole = 0, queries = 0;
+    const int tiles = is_amx(g->form);
     for (int64_t s = 0; s < g->sequences; s++) {
         const attn_piece p = attn_sequence(g, s);
         if (!attn_splits_keys(g, &p)) queries += p.n;
+        if (tiles) g->near_rows += attn_near_rows(g, &p);
     }
+    if (!tiles) g->near_rows = g->tokens;
     /* Pieces enough for many threads, of some rows each. */
-    const int64_t least = g->backward ? ATTN_GRAD_LEAST : at_least(16, ATTN_PANEL),
-                  most = g->backward ? ATTN_GRAD_ROWS : ATTN_FORWARD_ROWS;
+    const int64_t least = tiles         ? ATTN_AMX_LEAST
+                          : g->backward ? ATTN_GRAD_LEAST
+                                        : at_least(16, ATTN_PANEL);
+    g->most_rows = tiles ? ATTN_AMX_ROWS : g->backward ? ATTN_GRAD_ROWS : ATTN_FORWARD_ROWS;
     g->piece_rows =
-        at_least(at_most(queries * g->heads / WANTED_PIECES / least * least, most), least);
+        at_least(at_most(queries * g->heads / WANTED_PIECES / least * least, g->most_rows), least);
     for (int64_t s = 0; s < g->sequences; s++) {
         const attn_piece p = attn_sequence(g, s);
         const int64_t pieces = attn_count(g, &p);
@@ -146,9 +230,9 @@ static pl_status attn_prepare(attn *g) {
     }
     /* Vectors may not reach past a head; rows a large power of two apart map to few lines of the
      * first cache. */
-    const int packed = whole && (g->width != g->d || g->kv_heads * g->d % 256 == 0);
-    const size_t rows = (size_t)(g->kv_heads * g->tokens * g->pitch) * sizeof(float);
-    int64_t few = attn_split_size(g), rest = attn_scratch_size(g->pitch, most);
+    const int packed = !tiles && whole && (g->width != g->d || g->kv_heads * g->d % 256 == 0);
+    const size_t rows = (size_t)(g->kv_heads * g->near_rows * g->pitch) * sizeof(float);
+    int64_t few = attn_split_size(g), rest = attn_scratch_size(g);
     g->scratch_size = round_up(few > rest ? few : rest, 16);
     g->scratch = pl_acquire((size_t)(g->scratch_size * pl_num_threads()) * sizeof *g->scratch);
     g->first = pl_acquire((size_t)(g->sequences + 1) * sizeof *g->first);
@@ -161,11 +245,12 @@ static pl_status attn_prepare(attn *g) {
         g->done = pl_acquire((size_t)count * sizeof *g->done);
     }
     if (!g->scratch || !g->first || !g->piece || !g->partial || (packed && !g->near) ||
-        (g->backward && !(g->dk_sums && g->done)))
+        (g->backward && !(g->dk_sums && g->done)) || (tiles && !attn_acquire_tiles(g)))
         return PL_NO_MEMORY;
     if (g->backward) attn_list_backward(g);
     else attn_list_forward(g);
-    if (packed || g->backward) attn_each_token(g, attn_prepare_tokens);
+    if (packed || g->backward || tiles)
+        attn_each_token(g, attn_prepare_tokens, group_packers[g->form]);
     return PL_OK;
 }
 
@@ -173,7 +258,8 @@ static attn attn_of(const pl_call *call, int64_t window, int64_t ahead) {
     attn g = {.heads = PL_DIM(call, 'H'), .kv_heads = PL_DIM(call, 'G'), .d = PL_DIM(call, 'D')};
     g.sequences = PL_DIM(call, 'S') - 1;
     g.group = g.kv_heads ? g.heads / g.kv_heads : 0;
-    g.width = round_up(g.d, LANES);
+    g.form = amx_form();
+    g.width = round_up(g.d, is_amx(g.form) ? AMX_BLOCK : LANES);
     g.pitch = g.width % 128 ? g.width : g.width + 16;
     g.window = window > 0 && window < INT32_MAX ? window : INT32_MAX;
     g.ahead = at_least(at_most(ahead, INT32_MAX), 0);
@@ -184,14 +270,25 @@ static attn attn_of(const pl_call *call, int64_t window, int64_t ahead) {
 
 static void attn_forward_piece(const void *context, int64_t begin, int64_t end, int worker) {
     const attn *g = context;
-    float *scratch = g->scratch + worker * g->scratch_size;
+    const attn_scratch x = attn_scratch_at(g, worker);
+    amx_begin(g->form);
     for (int64_t i = begin; i < end; i++) {
         /* From the last rows of a sequence to the first: the longest pieces start first, so that
          * threads end together. */
         const attn_piece *p = g->piece + g->first[g->sequences] - 1 - i;
-        if (attn_splits_keys(g, p)) attn_forward_keys(g, *p, scratch);
-        else attn_forward_rows(g, p, scratch);
+        if (attn_splits_keys(g, p)) attn_forward_keys(g, *p, g->scratch + worker * g->scratch_size);
+        else forward_walks[g->form](g, p, &x);
     }
+    amx_end(g->form);
+}
+
+static void attn_grad_piece(const void *context, int64_t begin, int64_t end, int worker) {
+    const attn *g = context;
+    const attn_scratch x = attn_scratch_at(g, worker);
+    amx_begin(g->form);
+    for (const attn_piece *p = g->piece + begin; p < g->piece + end; p++)
+        grad_walks[g->form](g, p, &x);
+    amx_end(g->form);
 }
 
 pl_status KERNEL(attention_forward)(const pl_call *call) {
@@ -243,7 +340,7 @@ pl_status KERNEL(attention_grad)(const pl_call *call) {
     pl_status status = attn_prepare(&g);
     if (status == PL_OK) {
         pl_parallel(g.first[g.sequences], 1, attn_grad_piece, &g);
-        attn_each_token(&g, attn_finish_tokens);
+        attn_each_token(&g, attn_finish_tokens, attn_finish_groups);
     }
     attn_release(&g);
     return status;
