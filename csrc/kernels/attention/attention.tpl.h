@@ -214,10 +214,9 @@ static pl_status attn_prepare(attn *g) {
         if (tiles) g->near_rows += attn_near_rows(g, &p);
     }
     if (!tiles) g->near_rows = g->tokens;
-    /* Pieces enough for many threads, of some rows each. */
-    const int64_t least = tiles         ? ATTN_AMX_LEAST
-                          : g->backward ? ATTN_GRAD_LEAST
-                                        : at_least(16, ATTN_PANEL);
+    /* Pieces enough for many threads, of some rows each. Half a panel of the widest vectors costs a
+     * few percent of the time; too few pieces for the threads cost more. */
+    const int64_t least = tiles ? ATTN_AMX_LEAST : g->backward ? ATTN_GRAD_LEAST : 16;
     g->most_rows = tiles ? ATTN_AMX_ROWS : g->backward ? ATTN_GRAD_ROWS : ATTN_FORWARD_ROWS;
     g->piece_rows =
         at_least(at_most(queries * g->heads / WANTED_PIECES / least * least, g->most_rows), least);
