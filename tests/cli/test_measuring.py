@@ -14,6 +14,7 @@ from pyloss.models import synthetic
 from pyloss.models.config.mixture import Mixture
 from pyloss.models.config.model_config import ModelConfig
 from pyloss.models.synthetic import random_model
+from pyloss.runtime import precision
 
 SIZES = {
     "vocab_size": 32,
@@ -41,7 +42,12 @@ def quick(monkeypatch):
     monkeypatch.setattr(measuring, "best_seconds", lambda function, seconds: (function(), 0.25)[1])
 
 
-def test_bench_says_what_the_machine_gives(quick, monkeypatch, capsys, tmp_path):
+@pytest.mark.parametrize("form", ["emulated", "avx512_bf16"])
+def test_bench_says_what_the_machine_gives(quick, monkeypatch, capsys, tmp_path, form):
+    """Products as bfloat16 too, where the processor has instructions for them."""
+    chosen = precision.Form("bfloat16-emulated", form, "the test says so")
+    monkeypatch.setattr(precision, "bfloat16_form", lambda: chosen)
+    also = "" if form == "emulated" else ", 0 as bfloat16"
     random_model(TINY, "bf16").save(tmp_path / "model")  # without a tokenizer
     flags = ["--model", str(tmp_path / "model"), "--batch-size", "2", "--max-seq-length", "5"]
     flags += ["--rank", "2", "--grad-checkpoint", "--train-tokens", "2400"]
@@ -61,8 +67,8 @@ def test_bench_says_what_the_machine_gives(quick, monkeypatch, capsys, tmp_path)
         "  generation: 4.0 tokens/s",
         "memory: 1 GB/s",
         "products of 10 tokens with weights, forward and backward:",
-        "  f32, 64 to 128: 0 GFLOP/s",
-        "  bf16, 64 to 128: 0 GFLOP/s",
+        f"  f32, 64 to 128: 0 GFLOP/s{also}",
+        f"  bf16, 64 to 128: 0 GFLOP/s{also}",
     ]
 
 
