@@ -9,6 +9,10 @@
 #include "rows.tpl.h"
 #include "tile.tpl.h"
 
+/* How much larger than the running maximum scores may be in forms of tiles: exponentials up to
+ * e^8 lose nothing in a float's range. */
+enum { ATTN_GROWTH = 8 };
+
 /* The maximum of `before` and n scores. Four at a time: a maximum waits for the one before it. */
 INLINE vf attn_max(const float *s, int64_t n, vf before) {
     vf max[4] = {before, before, before, before};
@@ -36,6 +40,8 @@ INLINE void attn_softmax(const attn *g, const attn_scratch *x, int64_t row, int6
                          attn_masked(&mask, j, vf_load(s + j * ATTN_Q), vf_set1(-INFINITY)));
         }
         vf before = vf_load(x->max + row + c), max = attn_max(s, keys, before);
+        /* A maximum little larger than the earlier one is not worth rescaling for. */
+        if (is_amx(form)) max = vf_select(vf_less(before + ATTN_GROWTH, max), max, before);
         vf factor = vf_decay(before - max), sum = vf_load(x->sum + row + c) * factor;
         for (int64_t j = 0; j < keys && !is_amx(form); j++) {
             vf e = vf_decay(vf_load(s + j * ATTN_Q) - max);

@@ -51,7 +51,7 @@ INLINE void attn_softmax_grad(const attn *g, const attn_scratch *x, int64_t row,
 /* The same as pairs: of the probabilities along the rows, of the gradient along rows and keys. */
 INLINE void attn_pairs_grad(const attn *g, const attn_scratch *x, int64_t row, int64_t columns,
                             int64_t key, int64_t all, const int form) {
-    const int64_t stride = g->most_rows / 2;
+    const int64_t stride = g->piece_rows / 2;
     for (int64_t c = 0; c < columns; c += 2 * LANES) {
         int64_t keys = attn_panel_keys(x, row, columns, c, key, all, form);
         const attn_lanes lanes[2] = {attn_lanes_at(g, x, row + c, key, keys),

@@ -93,7 +93,7 @@ _Static_assert(ATTN_K <= ATTN_Q, "attn_ones serves keys and rows");
 typedef struct {
     float *s, *ds; /* [ATTN_K][ATTN_Q] */
     /* Tiles: probabilities and the gradient of scores, as pairs along the keys
-     * [rows / ATTN_Q][ATTN_K / 2][ATTN_Q] and along the rows [ATTN_K][most_rows / 2]. */
+     * [rows / ATTN_Q][ATTN_K / 2][ATTN_Q] and along the rows [ATTN_K][piece_rows / 2]. */
     float *by_key, *p_by_row, *ds_by_row;
     float *q, *q_t, *d_o, *d_o_t, *acc;
     float *max, *sum; /* per row; in the backward pass the log-sum-exp and o . do */
