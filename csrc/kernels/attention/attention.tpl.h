@@ -218,8 +218,9 @@ static pl_status attn_prepare(attn *g) {
      * few percent of the time; too few pieces for the threads cost more. */
     const int64_t least = tiles ? ATTN_AMX_LEAST : g->backward ? ATTN_GRAD_LEAST : 16;
     g->most_rows = tiles ? ATTN_AMX_ROWS : g->backward ? ATTN_GRAD_ROWS : ATTN_FORWARD_ROWS;
+    const int64_t wanted = tiles ? WANTED_PIECES / 2 : WANTED_PIECES;
     g->piece_rows =
-        at_least(at_most(queries * g->heads / WANTED_PIECES / least * least, g->most_rows), least);
+        at_least(at_most(queries * g->heads / wanted / least * least, g->most_rows), least);
     for (int64_t s = 0; s < g->sequences; s++) {
         const attn_piece p = attn_sequence(g, s);
         const int64_t pieces = attn_count(g, &p);

@@ -200,16 +200,43 @@ typedef struct {
     int add;
 } amx_product;
 
-INLINE void amx_product_by(const amx_product *t, const int native) {
-    for (int64_t j = 0; j < t->cols; j += AMX_BLOCK) {
-        const amx_pair b = {t->b + j, t->b + j + AMX_SIDE, t->ldb, AMX_SIDE * t->ldb};
+/* Half a block, 16 rows of C: c0 and c1 are its sums, a rows of A. Halves have tiles of their own,
+ * so that one is stored while the next one is summed: at few steps quicker than whole blocks. */
+#define HALF(c0, c1, a, at, to) \
+    do { \
+        if (t->add) { \
+            UNIT(loadd, c0, to, row_bytes); \
+            UNIT(loadd, c1, (to) + AMX_SIDE, row_bytes); \
+        } else { \
+            UNIT(zero, c0); \
+            UNIT(zero, c1); \
+        } \
+        for (int64_t s = 0; s < t->steps; s++) { \
+            const float *b = t->b + j + s * AMX_SIDE * t->ldb; \
+            UNIT(loadd, a, (at) + s * t->a_step, a_bytes); \
+            UNIT(loadd, 6, b, b_bytes); \
+            UNIT(dpbf16ps, c0, a, 6); \
+            UNIT(loadd, 7, b + AMX_SIDE, b_bytes); \
+            UNIT(dpbf16ps, c1, a, 7); \
+        } \
+        UNIT(stored, c0, to, row_bytes); \
+        UNIT(stored, c1, (to) + AMX_SIDE, row_bytes); \
+    } while (0)
+
+INLINE void amx_product_by(const amx_product *t, const int native UNUSED) {
+    amx_tile tiles[8];
+    const int64_t row_bytes = 4 * t->ldc, a_bytes = 4 * t->lda, b_bytes = 4 * t->ldb;
+    UNIT_BARRIER();
+    for (int64_t j = 0; j < t->cols; j += AMX_BLOCK)
         for (int64_t i = 0; i < t->rows; i += AMX_BLOCK) {
-            const float *at = t->a + i * t->lda;
-            const amx_pair a = {at, at + AMX_SIDE * t->lda, t->lda, t->a_step};
-            amx_block(&a, &b, t->steps, t->c + i * t->ldc + j, t->ldc, t->add, native);
+            const float *a = t->a + i * t->lda, *below = a + AMX_SIDE * t->lda;
+            float *c = t->c + i * t->ldc + j, *c_below = c + AMX_SIDE * t->ldc;
+            HALF(0, 1, 4, a, c);
+            HALF(2, 3, 5, below, c_below);
         }
-    }
+    UNIT_BARRIER();
 }
+#undef HALF
 static void amx_product_emulated(const amx_product *t) { amx_product_by(t, 0); }
 #ifdef AMX_COMPILED
 static NOINLINE void amx_product_native(const amx_product *t) { amx_product_by(t, 1); }
