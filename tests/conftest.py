@@ -1,5 +1,6 @@
 """Settings of the test process, fixtures for all tests, and the option `--each-value`."""
 
+import os
 import signal
 
 import pytest
@@ -17,6 +18,19 @@ def pytest_addoption(parser):
         action="store_true",
         help="of a test's variants run only so many that each value of each of its parameters occurs",
     )
+
+
+def pytest_configure(config):
+    """With `--each-value`, share the processors among the processes of pytest-xdist.
+
+    With a thread of every process on each processor, threads spin for others that do not run. Tests
+    of threads set their number. Runs of all variants keep one thread per processor.
+    """
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if config.getoption("each_value") and workers > 1 and not os.environ.get("PYLOSS_NUM_THREADS"):
+        threads = max(_core.num_threads() // workers, 1)
+        _core.set_num_threads(threads)
+        os.environ["PYLOSS_NUM_THREADS"] = str(threads)  # of processes that tests start
 
 
 # Runs last: the hooks of folders must have removed their tests before.
