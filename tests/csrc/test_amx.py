@@ -155,32 +155,65 @@ def test_layers_and_adapters_over_a_float_matrix(memory, rng, size):
             check_layer(memory, rng, rows, RANKS[i % len(RANKS)], w, w)
 
 
+def parts(x):
+    """A float32 array as the sum of two of bfloat16."""
+    x = np.asarray(x, np.float32)
+    first = x.astype(ml_dtypes.bfloat16).astype(np.float32)
+    return rounded(x), rounded(x - first)
+
+
+def low(x, a, factor=1.0):
+    """factor x a for an adapter's matrix a: x is rounded, a is not."""
+    first, second = parts(np.float32(factor) * a)
+    return oracle(rounded(x), first) + oracle(rounded(x), second)
+
+
+def layer(x, w, low, up, start=None):
+    """start + x w + low up: the adapter's products are more depth."""
+    (low1, low2), (up1, up2) = parts(low), parts(up)
+    pad = -len(w) % STEP
+    left = [np.pad(rounded(x), ((0, 0), (0, pad))), low1, low1, low2]
+    right = [np.pad(rounded(w), ((0, pad), (0, 0))), up1, up2, up1]
+    return oracle(np.concatenate(left, 1), np.concatenate(right), start)
+
+
 def check_layer(memory, rng, m, r, weight, dense):
     """A layer's operations with bias, factors and adapter against float64, whose inputs are rounded
-    too. The adapter's own products are float32.
+    too; if few, to the bit.
     """
     n, k = dense.shape
+    small = m * n * k < 60_000
     x, dy, bias = (memory.put(normal(rng, *s)) for s in ((m, k), (m, n), (n,)))
     a, b, dx0 = memory.put(normal(rng, k, r)), memory.put(normal(rng, r, n)), normal(rng, m, k)
     factor = memory.put(factors(n))
     for f, values in ((None, dense), (factor, dense * factor[:, None])):
-        plain = wide(rounded(x)) @ wide(rounded(values)).T
-        back = wide(rounded(dy)) @ wide(rounded(values))
         if m > FLOAT_ROWS:
             y, h = memory.new((m, n)), memory.new((m, r))
             _core.lora_forward(x, weight, bias, a, b, -1.5, f, h, y)
-            near(h, wide(x) @ wide(a), k)
-            near(y, plain + bias - 1.5 * wide(h) @ wide(b), k + r * k)
+            if small:
+                assert_bits(h, low(x, a))
+                assert_bits(y, layer(x, values.T, h, np.float32(-1.5) * b, np.broadcast_to(bias, (m, n))))
+            close(h, wide(rounded(x)) @ wide(a))
+            close(y, wide(rounded(x)) @ wide(rounded(values)).T + bias - 1.5 * wide(h) @ wide(b))
             given = memory.new((m, n))
             _core.linear_forward(x, weight, bias, h, b, -1.5, f, given)
             assert given.tobytes() == y.tobytes()
             _core.linear_forward(x, weight, bias, None, None, 0.0, f, given)
-            near(given, plain + bias, k)
+            close(given, wide(rounded(x)) @ wide(rounded(values)).T + bias)
         for accumulate in (0, 1):
             dx, dh = memory.put(dx0), memory.new((m, r))
             _core.lora_input_grad(dy, weight, a, b, -1.5, accumulate, f, dh, dx)
-            near(dh, -1.5 * wide(dy) @ wide(b).T, n)
-            near(dx, accumulate * dx0 + back + wide(dh) @ wide(a).T, n + r * n + 1)
+            if small:
+                assert_bits(dh, low(dy, b.T, -1.5))
+                assert_bits(dx, layer(dy, values, dh, a.T, dx0 if accumulate else None))
+            close(dh, -1.5 * wide(rounded(dy)) @ wide(b).T)
+            back = wide(rounded(dy)) @ wide(rounded(values))
+            close(dx, accumulate * dx0 + back + wide(dh) @ wide(a).T)
+
+
+def close(got, want):
+    """Within what the second parts and products of two of them leave out."""
+    assert np.abs(got - want).max() <= 3e-5 * np.abs(want).max()
 
 
 def test_the_bits_of_experts(rng):

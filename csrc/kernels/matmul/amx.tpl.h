@@ -11,11 +11,9 @@
  *      depths 2w,     |                  |
  *      2w + 1         +------------------+
  *
- * The order of sums: in a step the 16 products of first words' halves and the 16 of second halves
- * are summed apart, by fused multiply-adds from 0; both sums are added, and their sum is added to
- * c. Numbers below 2^-126 are 0 before and after each operation. The unit calls the lower half of
- * a word the first; pairs have it in the upper half (narrow.h), in A as in B, which only swaps the
- * two sums. */
+ * The order of sums: in a step the 16 products of words' lower halves (even depths) and the 16 of
+ * upper halves are summed apart, by fused multiply-adds from 0; both sums are added, and their sum
+ * is added to c. Numbers below 2^-126 are 0 before and after each operation. */
 #ifndef PYLOSS_AMX_TPL_H
 #define PYLOSS_AMX_TPL_H
 #include "../pieces.h"
@@ -38,12 +36,16 @@ INLINE int64_t amx_word(int64_t k) { return k / AMX_SIDE * AMX_TILE + k % AMX_SI
 
 /* A strip of C: any number of rows, at most AMX_BLOCK columns. */
 typedef struct {
-    int64_t steps;  /* of depth */
-    const float *a; /* [rows / 16][steps][AMX_TILE], up to a whole AMX_BLOCK of rows */
-    const float *b; /* [2][steps][AMX_TILE] */
+    int64_t steps; /* of depth */
+    const float *a; /* tiles of 16 rows, `a_stride` floats from one to the next 16 rows, up to a
+                     * whole AMX_BLOCK of rows */
+    int64_t a_stride;
+    const float *b; /* two panels of 16 columns, `b_stride` floats apart */
+    int64_t b_stride;
+    const float *bias; /* [AMX_BLOCK], where C begins, or NULL: 0 */
     float *c;
     int64_t ldc, rows;
-    int cols, add; /* add to C or store */
+    int cols, add; /* add to C; then there is no bias */
 } amx_args;
 
 /* The unit's operations in plain C, under the names of the compiler's functions. */
@@ -76,15 +78,15 @@ static NOINLINE void emulated_dpbf16ps(amx_tile *t, int c, int a, int b) {
     float first[AMX_SIDE][AMX_SIDE], second[AMX_SIDE][AMX_SIDE];
     for (int k = 0; k < AMX_SIDE; k++)
         for (int j = 0; j < AMX_SIDE; j++) {
-            first[k][j] = float_of_bits(t[b].words[k][j] & upper);
-            second[k][j] = float_of_bits(t[b].words[k][j] << 16);
+            first[k][j] = float_of_bits(t[b].words[k][j] << 16);
+            second[k][j] = float_of_bits(t[b].words[k][j] & upper);
         }
     for (int i = 0; i < AMX_SIDE; i++) {
         float sum1[AMX_SIDE] = {0}, sum2[AMX_SIDE] = {0}, *sums = t[c].sums[i];
         for (int k = 0; k < AMX_SIDE; k++) {
             const uint32_t word = t[a].words[i][k];
-            emulated_products(sum1, float_of_bits(word & upper), first[k]);
-            emulated_products(sum2, float_of_bits(word << 16), second[k]);
+            emulated_products(sum1, float_of_bits(word << 16), first[k]);
+            emulated_products(sum2, float_of_bits(word & upper), second[k]);
         }
         for (int j = 0; j < AMX_SIDE; j++) {
             const float step = flush_subnormal(sum1[j] + sum2[j]);
@@ -118,37 +120,35 @@ static NOINLINE void amx_release(void) { _tile_release(); }
 #define UNIT_BARRIER()
 #endif
 
-/* Two neighboring tiles of A or B: words from row to row of them, and from step to step. */
-typedef struct {
-    const float *first, *second;
-    int64_t row, step;
-} amx_pair;
-
-/* A block of C, in place: tiles 0 to 3 are its sums, 4 and 5 rows of A, 6 and 7 columns of B. */
-INLINE void amx_block(const amx_pair *a, const amx_pair *b, int64_t steps, float *c, int64_t ldc,
-                      int add, const int native UNUSED) {
+/* A block of C, in place: tiles 0 to 3 are its sums, 4 and 5 rows of A, 6 and 7 columns of B. It
+ * begins with C (add), else with the bias in each row, or with 0. */
+INLINE void amx_block(const amx_args *t, const float *a0, float *c, int64_t ldc,
+                      const int native UNUSED) {
     amx_tile tiles[8];
+    const float *a1 = a0 + t->a_stride, *b0 = t->b, *b1 = b0 + t->b_stride;
     float *below = c + AMX_SIDE * ldc;
-    const int64_t row_bytes = 4 * ldc, a_bytes = 4 * a->row, b_bytes = 4 * b->row;
+    const int64_t row_bytes = 4 * ldc;
     UNIT_BARRIER();
-    if (add) {
-        UNIT(loadd, 0, c, row_bytes);
-        UNIT(loadd, 1, c + AMX_SIDE, row_bytes);
-        UNIT(loadd, 2, below, row_bytes);
-        UNIT(loadd, 3, below + AMX_SIDE, row_bytes);
+    if (t->add || t->bias) {
+        const float *from = t->add ? c : t->bias, *from_below = t->add ? below : t->bias;
+        const int64_t bytes = t->add ? row_bytes : 0; /* from row to row */
+        UNIT(loadd, 0, from, bytes);
+        UNIT(loadd, 1, from + AMX_SIDE, bytes);
+        UNIT(loadd, 2, from_below, bytes);
+        UNIT(loadd, 3, from_below + AMX_SIDE, bytes);
     } else {
         UNIT(zero, 0);
         UNIT(zero, 1);
         UNIT(zero, 2);
         UNIT(zero, 3);
     }
-    for (int64_t s = 0; s < steps; s++) {
-        UNIT(loadd, 4, a->first + s * a->step, a_bytes);
-        UNIT(loadd, 6, b->first + s * b->step, b_bytes);
+    for (int64_t at = 0; at < t->steps * AMX_TILE; at += AMX_TILE) {
+        UNIT(loadd, 4, a0 + at, AMX_ROW_BYTES);
+        UNIT(loadd, 6, b0 + at, AMX_ROW_BYTES);
         UNIT(dpbf16ps, 0, 4, 6);
-        UNIT(loadd, 7, b->second + s * b->step, b_bytes);
+        UNIT(loadd, 7, b1 + at, AMX_ROW_BYTES);
         UNIT(dpbf16ps, 1, 4, 7);
-        UNIT(loadd, 5, a->second + s * a->step, a_bytes);
+        UNIT(loadd, 5, a1 + at, AMX_ROW_BYTES);
         UNIT(dpbf16ps, 2, 5, 6);
         UNIT(dpbf16ps, 3, 5, 7);
     }
@@ -159,26 +159,20 @@ INLINE void amx_block(const amx_pair *a, const amx_pair *b, int64_t steps, float
     UNIT_BARRIER();
 }
 
-/* Packed tiles: the first one's steps, then the second one's. */
-INLINE amx_pair amx_packed(const float *at, int64_t steps) {
-    return (amx_pair){at, at + steps * AMX_TILE, AMX_SIDE, AMX_TILE};
-}
-
 INLINE void amx_strip_by(const amx_args *t, const int native) {
-    const amx_pair b = amx_packed(t->b, t->steps);
     for (int64_t row = 0; row < t->rows; row += AMX_BLOCK) {
-        const amx_pair a = amx_packed(t->a + row * t->steps * AMX_SIDE, t->steps);
+        const float *a = t->a + row / AMX_SIDE * t->a_stride;
         float *c = t->c + row * t->ldc;
         const int64_t rows = at_most(t->rows - row, AMX_BLOCK);
         if (rows == AMX_BLOCK && t->cols == AMX_BLOCK) {
-            amx_block(&a, &b, t->steps, c, t->ldc, t->add, native);
+            amx_block(t, a, c, t->ldc, native);
             continue;
         }
         float edge[AMX_BLOCK * AMX_BLOCK] = {0};
         const size_t bytes = (size_t)t->cols * sizeof *c;
         for (int64_t i = 0; i < rows && t->add; i++)
             memcpy(edge + i * AMX_BLOCK, c + i * t->ldc, bytes);
-        amx_block(&a, &b, t->steps, edge, AMX_BLOCK, t->add, native);
+        amx_block(t, a, edge, AMX_BLOCK, native);
         for (int64_t i = 0; i < rows; i++) memcpy(c + i * t->ldc, edge + i * AMX_BLOCK, bytes);
     }
 }

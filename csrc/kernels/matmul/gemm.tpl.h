@@ -21,68 +21,17 @@
  * one after the other and packs their strip once. The low-rank branch continues the inner loop over
  * k, so it joins a tile before the tile is stored. On request A and B are rounded to bfloat16 as
  * they are packed; sums and the low-rank branch stay float32. Each element of C is summed in one
- * order, so its bits do not depend on the threads.
- *
- * With AMX (amx.tpl.h) a piece of C is a group of columns over the depth of the block. The group
- * and the rows that are multiplied with it fit the second-level cache together:
- *
- *   for each group of columns: pack it (at most GROUP_WORDS)
- *     for each part of the rows of A (about ROWS_WORDS)
- *       for each 32 columns of the group: all blocks of these rows, then the low-rank branch */
+ * order, so its bits do not depend on the threads. AMX has pieces of its own: amx_pieces.tpl.h. */
 #ifndef PYLOSS_GEMM_TPL_H
 #define PYLOSS_GEMM_TPL_H
 #include "../../pyloss.h"
 #include "../pieces.h"
+#include "amx_pieces.tpl.h"
+#include "blocks.tpl.h"
 #include "gemv.tpl.h"
 #include "pack.tpl.h"
 #include "product.h"
 #include "tile.tpl.h"
-
-enum {
-    KC = 576,                   /* depth of a packed panel of B */
-    KS = 4 * KC,                /* depth of packed A */
-    MS = 1024,                  /* rows of packed A; up to MS + mr */
-    NB = NR < 16 ? 32 : 2 * NR, /* columns of a strip: a multiple of 32, for quantized blocks */
-    LEAST_PRODUCTS = 1 << 19,   /* of a piece of a strip, on average */
-    GROUP_WORDS = 1 << 18,      /* AMX: columns of a piece, 1 MB, */
-    ROWS_WORDS = 96 << 10       /* and rows of A that are multiplied together, 384 KB */
-};
-
-/* One block of A, rows [row0, row0 + rows) x depth [k0, k0 + depth), in a batch of blocks. */
-typedef struct {
-    const gemm *g;
-    int64_t first_panel, panels, first_piece,
-        pieces; /* numbered through the batch; none when k0 is past the product's depth */
-    int mr;     /* rows of a panel */
-    int64_t row0, rows, k0, depth;
-    int64_t columns;    /* of a strip */
-    int64_t chunk;      /* depth of packed B: even parts of at most KC, a multiple of 32 */
-    int last;           /* the last block over k: bias and the low-rank branch join here */
-    int in_place;       /* full panels of A are read in place, only a last partial one is packed */
-    float *packed_a;    /* [panels, or 1 in place][panel_stride] */
-    float *packed_low;  /* [panels][low_stride] */
-    float *packed_down; /* [rank / width][depth][width] */
-    float *packed_b;    /* per worker */
-    /* A in words, unless these are floats: [rows, up to whole panels][pairs_stride], or tiles of
-     * AMX */
-    float *pairs;
-    int64_t panel_stride, low_stride, b_stride, pairs_stride;
-    int64_t row_pieces, rows_per_piece, column_pieces, first_strip;
-} block;
-
-enum { BATCH = 64 }; /* blocks computed together, at most */
-
-typedef struct {
-    block blocks[BATCH];
-    int count, threads;
-    int64_t panels, pieces; /* of all blocks */
-} batch;
-
-static int panel_width(int64_t columns) { return columns <= LANES ? LANES : NR; }
-/* Panel width of D: full panels of A have a narrower tile for small ranks. */
-static int low_width(int64_t rank, int mr) {
-    return mr == MR && LANES >= 8 && rank <= LANES / 2 ? LANES / 2 : panel_width(rank);
-}
 
 /* Sets the A of a tile: the panel at `row` of the block, from depth k on. */
 INLINE void take_panel(const block *s, int64_t row, int rows, int64_t k, tile_args *t) {
@@ -115,6 +64,10 @@ static void pack_down(const void *context, int64_t begin, int64_t end, int worke
     for (const block *s = all->blocks + begin; s < all->blocks + end; s++) {
         const gemm *g = s->g;
         if (!s->panels || !g->rank || g->low_given) continue;
+        if (is_amx(g->form)) {
+            amx_pack_down(s);
+            continue;
+        }
         pack_b(&g->down, g->down_transposed, 0, g->rank, s->k0, s->depth, low_width(g->rank, s->mr),
                g->down_scale, NULL, s->packed_down);
     }
@@ -128,12 +81,16 @@ static void pack_low(const block *s, int64_t row, int rows, float *dst) {
 }
 
 /* Packs panels of A; computes their rows of L and packs these. */
-static void pack_panels(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
+static void pack_panels(const void *context, int64_t begin, int64_t end, int worker) {
     const block *s = ((const batch *)context)->blocks;
     for (int64_t i = begin; i < end; i++) {
         while (i >= s->first_panel + s->panels) s++;
         const gemm *g = s->g;
         int64_t panel = i - s->first_panel, row = panel * s->mr, from = s->row0 + row;
+        if (is_amx(g->form)) {
+            amx_pack_panel(s, row, rows_of_panel(s, row), packed_b_of(s, worker));
+            continue;
+        }
         const int with_h = g->rank && !g->low_given;
         tile_args t = {.add = s->k0 > 0, .k = s->depth, .ldc = g->rank};
         take_panel(s, row, rows_of_panel(s, row), 0, &t);
@@ -153,7 +110,7 @@ static void pack_panels(const void *context, int64_t begin, int64_t end, int wor
                 else run_tile(&t, width);
             }
         }
-        if (g->rank && s->last && !is_amx(g->form))
+        if (g->rank && s->last)
             pack_low(s, row, t.rows, s->packed_low + panel * s->low_stride);
     }
 }
@@ -186,79 +143,6 @@ static b_prefetch next_chunk(const batch *all, const block *s, int64_t piece, in
                        tiles);
 }
 
-/* The low-rank branch and the bias of a strip of C whose product is there: rows of a block from
- * `row` on, columns from j on of the piece at j0. */
-static void finish_strip(const block *s, int64_t row, int64_t rows, int64_t j0, int64_t j, int cols,
-                         const float *packed_low, const float *packed_up) {
-    const gemm *g = s->g;
-    const int width = panel_width(g->n);
-    for (int64_t i = 0; i < rows; i += s->mr)
-        for (int64_t l = j; l < j + cols; l += width)
-            run_tile(&(tile_args){.k2 = g->rank,
-                                  .a2 = packed_low + i / s->mr * s->low_stride,
-                                  .b2 = packed_up + l * g->rank,
-                                  .a_stride = s->mr,
-                                  .bias = g->bias ? g->bias + j0 + l : NULL,
-                                  .c = g->c + (s->row0 + row + i) * g->n + j0 + l,
-                                  .ldc = g->n,
-                                  .rows = (int)at_most(rows - i, s->mr),
-                                  .cols = (int)at_most(j + cols - l, width),
-                                  .add = 1},
-                     width);
-}
-
-/* Words of a row of a block's A, at its deepest. */
-static int64_t deepest_words(const gemm *g) { return words_of(g->form, at_most(g->k, KS)); }
-
-/* Rows of A that AMX multiplies with a group of columns before it takes the next rows. */
-static int64_t amx_rows(const block *s) {
-    const int64_t fit = ROWS_WORDS / (deepest_words(s->g) + 1) / AMX_BLOCK * AMX_BLOCK;
-    return at_most(fit < AMX_BLOCK ? AMX_BLOCK : fit, round_up(s->rows, AMX_BLOCK));
-}
-
-/* A piece by AMX. */
-static void multiply_amx_piece(const block *s, int64_t piece, float *packed_b) {
-    const gemm *g = s->g;
-    const int64_t words = words_of(g->form, s->depth), together = amx_rows(s);
-    const int64_t j0 = piece % s->column_pieces * s->columns, n = at_most(g->n - j0, s->columns);
-    const int64_t first = piece / s->column_pieces * s->rows_per_piece,
-                  last = at_most(first + s->rows_per_piece, s->rows);
-    const int finish = s->last && (g->rank || g->bias);
-    float *packed_up = packed_b + round_up(n, AMX_BLOCK) * words,
-          *packed_low = packed_up + round_up(n, NR) * g->rank;
-    b_packers[g->form](&g->b, g->b_transposed, j0, n, s->k0, s->depth, AMX_SIDE, 1, g->b_row_factor,
-                       packed_b);
-    if (finish && g->rank)
-        pack_b(&g->up, g->up_transposed, j0, n, 0, g->rank, panel_width(g->n), 1, NULL, packed_up);
-    amx_begin(g->form);
-    for (int64_t row = first; row < last; row += together) {
-        const int64_t rows = at_most(last - row, together);
-        for (int64_t i = 0; finish && g->rank && i < rows; i += s->mr)
-            pack_low(s, row + i, (int)at_most(rows - i, s->mr),
-                     packed_low + i / s->mr * s->low_stride);
-        for (int64_t j = 0; j < n; j += AMX_BLOCK) {
-            const int cols = (int)at_most(n - j, AMX_BLOCK);
-            amx_strip(&(amx_args){.steps = words / AMX_SIDE,
-                                  .a = amx_row(s->pairs, row, words),
-                                  .b = packed_b + j * words,
-                                  .c = g->c + (s->row0 + row) * g->n + j0 + j,
-                                  .ldc = g->n,
-                                  .rows = rows,
-                                  .cols = cols,
-                                  .add = g->accumulate || s->k0 > 0},
-                      g->form);
-            if (finish) finish_strip(s, row, rows, j0, j, cols, packed_low, packed_up);
-        }
-    }
-    amx_end(g->form);
-}
-
-/* The strip that a worker has packed; its memory begins with this. */
-typedef union {
-    int64_t strip;
-    float line[16];
-} packed_strip;
-
 /* Pieces of C: a range of packed panels times a strip of columns. A worker packs the strip at the
  * first of the pieces that it runs one after the other. */
 static void multiply_pieces(const void *context, int64_t begin, int64_t end, int worker) {
@@ -268,7 +152,7 @@ static void multiply_pieces(const void *context, int64_t begin, int64_t end, int
         while (i >= s->first_piece + s->pieces) s++;
         const gemm *g = s->g;
         packed_strip *held = (packed_strip *)(void *)(s->packed_b + worker * s->b_stride);
-        float *packed_b = (float *)(held + 1);
+        float *packed_b = packed_b_of(s, worker);
         int width = panel_width(g->n);
         int64_t piece = i - s->first_piece, j0 = piece / s->row_pieces * s->columns;
         if (is_amx(g->form)) {
@@ -293,7 +177,7 @@ static void multiply_pieces(const void *context, int64_t begin, int64_t end, int
             if (direct) b = (const float *)g->b.data + (s->k0 + k) * g->n + j0;
             else if (packs)
                 b_packers[g->form](&g->b, g->b_transposed, j0, n, s->k0 + k, depth, width, 1,
-                                   g->b_row_factor, (float *)b);
+                                   g->b_row_factor, words, (float *)b);
             if (finish && g->rank && packs)
                 pack_b(&g->up, g->up_transposed, j0, n, 0, g->rank, width, 1, NULL, packed_up);
             b_prefetch ahead = next_chunk(all, s, i, k + depth, packs,
@@ -327,7 +211,7 @@ static void multiply_pieces(const void *context, int64_t begin, int64_t end, int
 static int64_t columns_of(const gemm *g, int threads) {
     if (!is_amx(g->form)) return NB;
     const int64_t blocks = (g->n + AMX_BLOCK - 1) / AMX_BLOCK;
-    const int64_t most = GROUP_WORDS / AMX_BLOCK / (1 + deepest_words(g));
+    const int64_t most = at_least(GROUP_WORDS / AMX_BLOCK / (1 + amx_deepest_words(g)), 1);
     const int64_t pieces = threads * ((blocks + threads * most - 1) / (threads * most));
     return AMX_BLOCK * ((blocks + pieces - 1) / pieces);
 }
@@ -340,7 +224,9 @@ static void fill_batch(batch *all, const gemm *groups, int64_t count, int64_t *g
     all->count = 0;
     for (; *group < count && all->count < BATCH; ++*group) {
         const gemm *g = groups + *group;
-        int mr = g->form == FLOATS ? tiles[tile_kernel(g->m)].mr : MR;
+        int mr = is_amx(g->form)      ? AMX_BLOCK
+                 : g->form == FLOATS ? tiles[tile_kernel(g->m)].mr
+                                     : MR;
         if (g->m == 0 || g->n == 0 || is_gemv(g)) continue;
         int64_t rest = g->m - *row0, most = rest < MS + mr ? rest : round_up(MS, mr);
         /* Rows a multiple of 4 KB apart map to the same lines of the first cache, and very long
@@ -370,26 +256,28 @@ static size_t place_batch(batch *all, float *scratch) {
     for (block *s = all->blocks; s < all->blocks + all->count; s++) {
         const gemm *g = s->g;
         int64_t deepest = g->k < KS ? g->k : KS, panels = (s->rows + s->mr - 1) / s->mr;
+        if (is_amx(g->form)) {
+            b_stride = at_least(b_stride, amx_worker_size(s) + PACKED_STRIP);
+            if (scratch) s->packed_down = scratch + used;
+            used += (size_t)amx_down_size(g);
+            if (scratch) s->pairs = scratch + used;
+            used += (size_t)(panels * AMX_BLOCK * amx_deepest_words(g));
+            continue;
+        }
         s->panel_stride = round_up(deepest * s->mr + PANEL_SPILL, 16);
         s->low_stride = round_up(g->rank * s->mr + PANEL_SPILL, 16);
-        const int64_t words = deepest_words(g);
-        int64_t b_size = round_up(s->columns, panel_width(g->n)) * (words + g->rank);
-        if (is_amx(g->form))
-            b_size = s->columns * (words + g->rank) + (amx_rows(s) / s->mr + 1) * s->low_stride;
-        b_stride = at_least(b_stride, round_up(b_size, 16) + (int64_t)sizeof(packed_strip) / 4);
+        const int64_t words = words_of(g->form, deepest);
+        const int64_t b_size = round_up(s->columns, panel_width(g->n)) * (words + g->rank);
+        b_stride = at_least(b_stride, round_up(b_size, 16) + PACKED_STRIP);
         if (scratch) s->packed_a = scratch + used;
         used += (size_t)((s->in_place ? 1 : panels) * s->panel_stride);
         if (scratch) s->packed_low = scratch + used;
-        if (!is_amx(g->form)) used += (size_t)(panels * s->low_stride);
+        used += (size_t)(panels * s->low_stride);
         if (scratch) s->packed_down = scratch + used;
         int64_t p_rows = round_up(g->rank, low_width(g->rank, s->mr));
         if (g->rank && !g->low_given) used += (size_t)round_up(p_rows * deepest + PANEL_SPILL, 16);
         if (g->form == FLOATS) continue;
         if (scratch) s->pairs = scratch + used;
-        if (is_amx(g->form)) {
-            used += (size_t)(round_up(s->rows, AMX_BLOCK) * words);
-            continue;
-        }
         /* An odd number of lines, so that rows lie in different parts of the first cache. */
         s->pairs_stride = round_up(words, 16) | 16;
         used += (size_t)(panels * s->mr * s->pairs_stride);
@@ -423,16 +311,14 @@ static int64_t begin_depth(batch *all, int64_t k0) {
         int done =
             k0 > 0 && k0 >= g->k; /* once for k = 0 too: bias and the low-rank branch remain */
         int64_t used = (s->rows + s->mr - 1) / s->mr;
-        const int64_t side = is_amx(g->form) ? AMX_BLOCK : s->mr,
-                      sides = (s->rows + side - 1) / side;
-        s->rows_per_piece = at_least(sides / row_pieces_of(all, s, sides, strips), 1) * side;
+        s->rows_per_piece = at_least(used / row_pieces_of(all, s, used, strips), 1) * s->mr;
         s->row_pieces = (s->rows + s->rows_per_piece - 1) / s->rows_per_piece;
         s->k0 = k0;
         s->depth = done ? 0 : g->k - k0 < KS ? g->k - k0 : KS;
-        if (is_amx(g->form)) s->pairs_stride = words_of(g->form, s->depth);
         int64_t chunks = s->depth ? (s->depth + KC - 1) / KC : 1;
         s->chunk = round_up((s->depth + chunks - 1) / chunks, 32);
         s->last = k0 + s->depth == g->k;
+        if (is_amx(g->form)) s->pairs_stride = amx_words(s);
         s->first_panel = all->panels;
         s->first_piece = all->pieces;
         all->panels += s->panels = done ? 0 : used;

@@ -60,14 +60,14 @@ static void pack_a(const lhs *m, int64_t row, int rows, int mr, int64_t k0, int6
 INLINE void pack_a_as(const int form, const lhs *m, int64_t row, int rows, int64_t k0, int64_t kc,
                       int64_t at, int64_t stride, float *dst) {
     const int64_t words = words_of(form, kc);
-    for (int i = 0; i < MR; i++) {
+    for (int i = 0; i < (is_amx(form) ? rows : MR); i++) {
         const float *a = m->data + (row + i) * m->stride + k0;
         float *to = is_amx(form) ? amx_row(dst, at + i, stride) : dst + (at + i) * stride;
         if (i < rows)
             for (int64_t k = 0; k < words; k += LANES)
                 vf_store(to + (is_amx(form) ? amx_word(k) : k),
                          (vf)pairs_at(a + 2 * k, kc - 2 * k, form));
-        else if (!is_amx(form)) memset(to, 0, (size_t)words * sizeof *to);
+        else memset(to, 0, (size_t)words * sizeof *to);
     }
 }
 
@@ -114,9 +114,8 @@ INLINE const float *stored(const pl_weight *w, int64_t row, int64_t begin, int64
 INLINE const float *pairs_of(const float *stretch, int64_t n, float factor, float *to,
                              const int form) {
     for (int64_t i = 0; 2 * i < round_up(n, 32); i += LANES) {
-        vf first = before_rounding(vf_load(stretch + 2 * i) * factor, form);
-        vf second = before_rounding(vf_load(stretch + 2 * i + LANES) * factor, form);
-        vf_store(to + i, (vf)vi_pairs_in_order(first, second, is_native(form)));
+        vf_store(to + i, (vf)pairs_of_two(vf_load(stretch + 2 * i) * factor,
+                                            vf_load(stretch + 2 * i + LANES) * factor, form));
     }
     return to;
 }
@@ -141,13 +140,13 @@ static const row_packer row_packers[PL_W_COUNT] = {
 #include "../../formats.def"
 };
 
-/* Columns [j0, j0 + n) and depth [k0, k0 + kc) of B as panels [n / width][kc in words][width],
- * times `scale` and unless `rows` is NULL times the factor of each stored row; padded with 0.
+/* Columns [j0, j0 + n) and depth [k0, k0 + kc) of B as panels [n / width][kc in words][width], that
+ * begin panel_words width floats apart, times `scale` and unless `rows` is NULL times the factor of each stored row; padded with 0.
  * For a quantized B, k0 (transposed) or j0 (not transposed) is a multiple of 32. `form` is a
  * constant. */
 INLINE void pack_b_as(const int form, const pl_weight *w, int transposed, int64_t j0, int64_t n,
                       int64_t k0, int64_t kc, int width, float scale, const float *rows,
-                      float *dst) {
+                      int64_t panel_words, float *dst) {
     const int pairs = form != FLOATS;
     const int64_t words = words_of(form, kc);
     float stretch[LANES][STRETCH] = {{0}};
@@ -155,7 +154,7 @@ INLINE void pack_b_as(const int form, const pl_weight *w, int transposed, int64_
     const int64_t padded = (n + width - 1) / width * width;
     if (transposed) {
         for (int64_t j = 0; j < padded; j += LANES) {
-            float *panel = dst + j / width * width * words + j % width;
+            float *panel = dst + j / width * width * panel_words + j % width;
             if (rows)
                 factor = scale * vf_load_part(rows + j0 + j,
                                               n - j < 0       ? 0
@@ -194,7 +193,7 @@ INLINE void pack_b_as(const int form, const pl_weight *w, int transposed, int64_
         int64_t j = 0, span;
         if (!pairs && width == NR) {
             j = n / 32 * 32;
-            row_packers[w->format](w, pl_stored_row(w, k0 + k), j0, n / 32, factor, NR * words,
+            row_packers[w->format](w, pl_stored_row(w, k0 + k), j0, n / 32, factor, NR * panel_words,
                                    dst + k * NR);
         }
         for (; j < padded; j += span) {
@@ -209,10 +208,8 @@ INLINE void pack_b_as(const int form, const pl_weight *w, int transposed, int64_
                 int64_t col = j + at;
                 vf v = vf_load(source + at) * factor;
                 if (pairs)
-                    v = (vf)vi_pair(before_rounding(v, form),
-                                    before_rounding(vf_load(source2 + at) * factor2, form),
-                                    is_native(form));
-                vf_store(dst + col / width * width * words + (pairs ? k / 2 : k) * width +
+                    v = (vf)pair_of(v, vf_load(source2 + at) * factor2, form);
+                vf_store(dst + col / width * width * panel_words + (pairs ? k / 2 : k) * width +
                              col % width,
                          v);
             }
@@ -222,12 +219,13 @@ INLINE void pack_b_as(const int form, const pl_weight *w, int transposed, int64_
 
 /* One function for tiles of full width, one for narrower ones, and one for each form of pairs. */
 typedef void (*b_packer)(const pl_weight *w, int transposed, int64_t j0, int64_t n, int64_t k0,
-                         int64_t kc, int width, float scale, const float *rows, float *dst);
+                         int64_t kc, int width, float scale, const float *rows,
+                         int64_t panel_words, float *dst);
 #define B_PACKER(name, form, width) \
     static void name(const pl_weight *w, int transposed, int64_t j0, int64_t n, int64_t k0, \
                      int64_t kc, int any_width UNUSED, float scale, const float *rows, \
-                     float *dst) { \
-        pack_b_as(form, w, transposed, j0, n, k0, kc, width, scale, rows, dst); \
+                     int64_t panel_words, float *dst) { \
+        pack_b_as(form, w, transposed, j0, n, k0, kc, width, scale, rows, panel_words, dst); \
     }
 B_PACKER(pack_b_wide, FLOATS, NR)
 B_PACKER(pack_b_narrow, FLOATS, any_width)
@@ -239,12 +237,17 @@ B_PACKER(pack_b_amx, AMX, any_width)
 #endif
 #undef B_PACKER
 
+static void pack_b_floats(const pl_weight *w, int transposed, int64_t j0, int64_t n, int64_t k0,
+                          int64_t kc, int width, float scale, const float *rows,
+                          int64_t panel_words, float *dst) {
+    (width == NR ? pack_b_wide : pack_b_narrow)(w, transposed, j0, n, k0, kc, width, scale, rows,
+                                                panel_words, dst);
+}
 static void pack_b(const pl_weight *w, int transposed, int64_t j0, int64_t n, int64_t k0,
                    int64_t kc, int width, float scale, const float *rows, float *dst) {
-    (width == NR ? pack_b_wide : pack_b_narrow)(w, transposed, j0, n, k0, kc, width, scale, rows,
-                                                dst);
+    pack_b_floats(w, transposed, j0, n, k0, kc, width, scale, rows, kc, dst);
 }
-static const b_packer b_packers[] = {pack_b, pack_b_pairs, pack_b_native_pairs, pack_b_emulated_amx,
+static const b_packer b_packers[] = {pack_b_floats, pack_b_pairs, pack_b_native_pairs, pack_b_emulated_amx,
 #ifdef AMX_COMPILED
                                      pack_b_amx
 #endif

@@ -11,13 +11,17 @@ INLINE vf before_rounding(vf v, const int form) {
     return form == AMX_EMULATED ? vf_flush_subnormal(v) : v;
 }
 
-/* The pairs (a[0], a[1]), ..., then (b[0], b[1]), ... */
+/* The pairs (a[0], a[1]), ..., then (b[0], b[1]), ... AMX has the first one in the lower half of a
+ * word, as memory has it. */
 INLINE vi pairs_of_two(vf a, vf b, const int form) {
-    return vi_pairs_in_order(before_rounding(a, form), before_rounding(b, form), is_native(form));
+    a = before_rounding(a, form), b = before_rounding(b, form);
+    return is_amx(form) ? vi_halves_in_order(a, b, is_native(form))
+                        : vi_pairs_in_order(a, b, is_native(form));
 }
 /* The pairs (a[i], b[i]). */
 INLINE vi pair_of(vf a, vf b, const int form) {
-    return vi_pair(before_rounding(a, form), before_rounding(b, form), is_native(form));
+    a = before_rounding(a, form), b = before_rounding(b, form);
+    return is_amx(form) ? vi_pair(b, a, is_native(form)) : vi_pair(a, b, is_native(form));
 }
 
 /* LANES words of pairs of a row, of which `n` more floats are there. */

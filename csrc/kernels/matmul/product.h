@@ -32,7 +32,7 @@ typedef struct {
     pl_weight b; /* [k, n], or [n, k] when b_transposed */
     int b_transposed;
     const float *b_row_factor; /* one for each stored row of B, or NULL */
-    const float *bias;         /* [n] or NULL */
+    const float *bias;         /* [n] or NULL; not with accumulate */
     int accumulate;
     int form; /* of packed A and B; FLOATS if A is transposed or has a factor */
     float *c; /* [m, n] */

@@ -204,16 +204,26 @@ INLINE vi vi_pair(vf a, vf b, const int native UNUSED) {
 #endif
     return (vi_rounded_to_bf16(a) & -0x10000) | (vi_rounded_to_bf16(b) >> 16 & 0xffff);
 }
-/* The pairs (a[0], a[1]), (a[2], a[3]), ..., then (b[0], b[1]), ... */
-INLINE vi vi_pairs_in_order(vf a, vf b, const int native UNUSED) {
+/* a, then b, as LANES words of two bfloat16 each, in memory's order: the first one in the lower
+ * half. */
+INLINE vi vi_halves_in_order(vf a, vf b, const int native UNUSED) {
 #if defined(__AVX512BF16__) && PL_BYTES == 64
-    if (native) return (vi)_mm512_rol_epi32((__m512i)_mm512_cvtne2ps_pbh((__m512)b, (__m512)a), 16);
+    if (native) return (vi)_mm512_cvtne2ps_pbh((__m512)b, (__m512)a);
 #endif
     uint16_t both[2 * LANES];
     vf_to_bf16_twice(both, a, b);
-    vi pairs;
-    memcpy(&pairs, both, sizeof pairs);
-    return pairs << 16 | (pairs >> 16 & 0xffff);
+    vi halves;
+    memcpy(&halves, both, sizeof halves);
+    return halves;
+}
+/* The pairs (a[0], a[1]), (a[2], a[3]), ..., then (b[0], b[1]), ... */
+INLINE vi vi_pairs_in_order(vf a, vf b, const int native) {
+    const vi halves = vi_halves_in_order(a, b, native);
+#if PL_BYTES == 64
+    return (vi)_mm512_rol_epi32((__m512i)halves, 16);
+#else
+    return halves << 16 | (halves >> 16 & 0xffff);
+#endif
 }
 /* (sum + a.first b.first) + a.second b.second, each sum rounded to float32. */
 INLINE vf vf_add_dots(vf sum, vi a, vi b, const int native UNUSED) {
