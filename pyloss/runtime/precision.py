@@ -97,15 +97,12 @@ def bfloat16_form(environ: Mapping[str, str] = os.environ) -> Form:
         return _dots("PYLOSS_BF16=portable")
     if unit == "emulate":
         return _emulated_tiles("PYLOSS_AMX=emulate")
-    wanted = order == "tiles" or unit == "1"
-    missing = _core.amx_missing(False) or _forbidden(environ, unit)
-    if wanted and not missing:
-        missing = _core.amx_missing(True)
-    if wanted and not missing:
-        return _measured("bfloat16-tiles", "the tile unit was asked for")
+    missing = _core.amx_missing(False) or _forbidden(environ, unit) or _core.amx_missing(True)
+    if not missing:
+        return _measured("bfloat16-tiles", "by the tile unit")
     if order == "tiles":
         return _emulated_tiles(f"PYLOSS_BF16=tiles, and {missing}")
-    return _dots(f"no tile unit: {missing or 'PYLOSS_AMX=1 tries it'}")
+    return _dots(f"no tile unit: {missing}")
 
 
 def _variable(environ: Mapping[str, str], name: str, allowed: tuple[str, ...]) -> str:

@@ -1,11 +1,10 @@
 /* The pieces of a product that AMX computes. A piece of C is a group of columns over the depth of
  * the block. The group and the rows that are multiplied with it fit the second-level cache
- * together, a strip of its columns the first-level one:
+ * together:
  *
  *   pack the group (at most GROUP_WORDS)
  *   for each part of the rows of A (about ROWS_WORDS)
- *     for each strip of 32 columns of the group
- *       for each STRIP_STEPS of depth: all blocks of these rows
+ *     for each strip of 32 columns of the group: all blocks of these rows
  *
  * The low-rank branch is more depth. A float32 number is nearly the sum of two bfloat16 numbers,
  * x = x1 + x2, so that
@@ -24,7 +23,6 @@
 enum {
     GROUP_WORDS = 1 << 18, /* of packed B: 1 MB */
     ROWS_WORDS = 96 << 10, /* of packed A: 384 KB */
-    STRIP_STEPS = 16,      /* 32 KB of packed B */
     LOW_TERMS = 3
 };
 
@@ -38,14 +36,14 @@ static int64_t amx_words(const block *s) {
     return words_of(s->g->form, s->depth) + (s->last ? amx_low_words(s->g) : 0);
 }
 static int64_t amx_deepest_words(const gemm *g) {
-    return words_of(g->form, at_most(g->k, KS)) + amx_low_words(g);
+    return words_of(g->form, block_depth(g)) + amx_low_words(g);
 }
 /* D2 in floats, then D packed: for each 16 ranks a panel of D1 and one of D2. */
 static int64_t amx_down_size(const gemm *g) {
     if (!g->rank || g->low_given) return 0;
     const int64_t panels = round_up(g->rank, AMX_SIDE) / AMX_SIDE;
     return round_up(g->k * g->rank, AMX_SIDE) +
-           2 * panels * AMX_SIDE * words_of(g->form, at_most(g->k, KS));
+           2 * panels * AMX_SIDE * words_of(g->form, block_depth(g));
 }
 /* A worker's memory: packed columns of B, their bias, U1, U2, U1 in floats. While A is packed: L1,
  * L1, L2 in floats. */
@@ -179,19 +177,18 @@ static void multiply_amx_piece(const block *s, int64_t piece, float *packed_b) {
     amx_begin(g->form);
     for (int64_t row = first; row < last; row += together)
         for (int64_t j = 0; j < n; j += AMX_BLOCK)
-            for (int64_t step = 0; step == 0 || step < words / AMX_SIDE; step += STRIP_STEPS)
-                amx_strip(&(amx_args){.steps = at_most(words / AMX_SIDE - step, STRIP_STEPS),
-                                      .a = amx_row(s->pairs, row, words) + step * AMX_TILE,
-                                      .a_stride = AMX_SIDE * words,
-                                      .b = packed_b + j * words + step * AMX_TILE,
-                                      .b_stride = AMX_SIDE * words,
-                                      .bias = with_bias && step == 0 ? bias + j : NULL,
-                                      .c = g->c + (s->row0 + row) * g->n + j0 + j,
-                                      .ldc = g->n,
-                                      .rows = at_most(last - row, together),
-                                      .cols = (int)at_most(n - j, AMX_BLOCK),
-                                      .add = add || step > 0},
-                          g->form);
+            amx_strip(&(amx_args){.steps = words / AMX_SIDE,
+                                  .a = amx_row(s->pairs, row, words),
+                                  .a_stride = AMX_SIDE * words,
+                                  .b = packed_b + j * words,
+                                  .b_stride = AMX_SIDE * words,
+                                  .bias = with_bias ? bias + j : NULL,
+                                  .c = g->c + (s->row0 + row) * g->n + j0 + j,
+                                  .ldc = g->n,
+                                  .rows = at_most(last - row, together),
+                                  .cols = (int)at_most(n - j, AMX_BLOCK),
+                                  .add = add},
+                      g->form);
     amx_end(g->form);
 }
 

@@ -7,6 +7,7 @@
 enum {
     KC = 576,                   /* depth of a packed panel of B */
     KS = 4 * KC,                /* depth of packed A */
+    AMX_KS = 2 * KS,            /* the same for AMX, whose A is half as large */
     MS = 1024,                  /* rows of packed A; up to MS + mr */
     NB = NR < 16 ? 32 : 2 * NR, /* columns of a strip: a multiple of 32, for quantized blocks */
     LEAST_PRODUCTS = 1 << 19    /* of a piece of a strip, on average */
@@ -40,7 +41,12 @@ typedef struct {
     block blocks[BATCH];
     int count, threads;
     int64_t panels, pieces; /* of all blocks */
+    int64_t k;              /* the deepest product's */
 } batch;
+
+/* The most depth of a product's blocks of A, and what its first one has. */
+static int64_t depth_of(const gemm *g) { return is_amx(g->form) ? AMX_KS : KS; }
+static int64_t block_depth(const gemm *g) { return at_most(g->k, depth_of(g)); }
 
 static int panel_width(int64_t columns) { return columns <= LANES ? LANES : NR; }
 /* Panel width of D: full panels of A have a narrower tile for small ranks. */

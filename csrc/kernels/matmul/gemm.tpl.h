@@ -222,6 +222,7 @@ static void fill_batch(batch *all, const gemm *groups, int64_t count, int64_t *g
                        int64_t *row0) {
     int64_t rows = 0;
     all->count = 0;
+    all->k = 0;
     for (; *group < count && all->count < BATCH; ++*group) {
         const gemm *g = groups + *group;
         int mr = is_amx(g->form)      ? AMX_BLOCK
@@ -233,7 +234,7 @@ static void fill_batch(batch *all, const gemm *groups, int64_t count, int64_t *g
          * rows to many pages: pack these. */
         int in_place = g->form != FLOATS || (mr == MR && !g->a.transposed && g->a.factor == 1 &&
                                              g->a.stride % 1024 && g->k <= KS);
-        int64_t small = 4 * MS, fit = (int64_t)MS * KS / (g->k < 1 ? 1 : g->k < KS ? g->k : KS);
+        int64_t small = 4 * MS, fit = (int64_t)MS * KS / at_least(block_depth(g), 1);
         if (all->count &&
             (rest >= MS + mr || rows + rest > (in_place || fit > small ? small : fit)))
             break;
@@ -241,6 +242,7 @@ static void fill_batch(batch *all, const gemm *groups, int64_t count, int64_t *g
         *s = (block){.g = g, .mr = mr, .row0 = *row0, .rows = most, .in_place = in_place};
         s->columns = columns_of(g, all->threads);
         s->column_pieces = (g->n + s->columns - 1) / s->columns;
+        all->k = at_least(all->k, g->k);
         rows += most;
         *row0 += most;
         if (*row0 < g->m) break;
@@ -255,7 +257,7 @@ static size_t place_batch(batch *all, float *scratch) {
     int64_t b_stride = 0;
     for (block *s = all->blocks; s < all->blocks + all->count; s++) {
         const gemm *g = s->g;
-        int64_t deepest = g->k < KS ? g->k : KS, panels = (s->rows + s->mr - 1) / s->mr;
+        int64_t deepest = block_depth(g), panels = (s->rows + s->mr - 1) / s->mr;
         if (is_amx(g->form)) {
             b_stride = at_least(b_stride, amx_worker_size(s) + PACKED_STRIP);
             if (scratch) s->packed_down = scratch + used;
@@ -293,13 +295,13 @@ static size_t place_batch(batch *all, float *scratch) {
  * each thread. Others have enough for many threads, by the shape alone, of some work each. */
 static int64_t row_pieces_of(const batch *all, const block *s, int64_t sides, int64_t strips) {
     if (is_amx(s->g->form)) return at_most((all->threads + strips - 1) / strips, sides / 9 + 1);
-    const int64_t depth = at_least(at_most(s->g->k, KS), 1), rows = sides * s->mr,
+    const int64_t depth = at_least(block_depth(s->g), 1), rows = sides * s->mr,
                   products = rows * s->columns * depth;
     return at_most((WANTED_PIECES + strips - 1) / strips, products / LEAST_PRODUCTS + 1);
 }
 
-/* Sets up the part of each block's depth from k0 on; 0 when nothing is rest. */
-static int64_t begin_depth(batch *all, int64_t k0) {
+/* Sets up the part of each block's depth from k0 on. */
+static void begin_depth(batch *all, int64_t k0) {
     int64_t strips = 0;
     for (block *s = all->blocks; s < all->blocks + all->count; s++) {
         s->first_strip = strips;
@@ -308,13 +310,13 @@ static int64_t begin_depth(batch *all, int64_t k0) {
     all->panels = all->pieces = 0;
     for (block *s = all->blocks; s < all->blocks + all->count; s++) {
         const gemm *g = s->g;
-        int done =
-            k0 > 0 && k0 >= g->k; /* once for k = 0 too: bias and the low-rank branch remain */
+        /* Once for k = 0 too: bias and the low-rank branch remain. */
+        const int done = k0 > 0 && (k0 >= g->k || k0 % depth_of(g));
         int64_t used = (s->rows + s->mr - 1) / s->mr;
         s->rows_per_piece = at_least(used / row_pieces_of(all, s, used, strips), 1) * s->mr;
         s->row_pieces = (s->rows + s->rows_per_piece - 1) / s->rows_per_piece;
         s->k0 = k0;
-        s->depth = done ? 0 : g->k - k0 < KS ? g->k - k0 : KS;
+        s->depth = done ? 0 : at_most(g->k - k0, depth_of(g));
         int64_t chunks = s->depth ? (s->depth + KC - 1) / KC : 1;
         s->chunk = round_up((s->depth + chunks - 1) / chunks, 32);
         s->last = k0 + s->depth == g->k;
@@ -328,7 +330,6 @@ static int64_t begin_depth(batch *all, int64_t k0) {
         const block *s = all->blocks;
         ((packed_strip *)(void *)(s->packed_b + worker * s->b_stride))->strip = -1;
     }
-    return all->panels;
 }
 
 /* Runs independent products together, such as those of experts, so that small ones too keep all
@@ -349,7 +350,8 @@ static pl_status gemm_run_all(const gemm *groups, int64_t count) {
             held = needed;
         }
         if (all.count) place_batch(&all, scratch);
-        for (int64_t k0 = 0; all.count && begin_depth(&all, k0); k0 += KS) {
+        for (int64_t k0 = 0; all.count && (k0 == 0 || k0 < all.k); k0 += KS) {
+            begin_depth(&all, k0);
             pl_parallel(all.count, 1, pack_down, &all);
             pl_parallel(all.panels, 1, pack_panels, &all);
             pl_parallel_near(all.pieces, multiply_pieces, &all);

@@ -120,6 +120,47 @@ INLINE const float *pairs_of(const float *stretch, int64_t n, float factor, floa
     return to;
 }
 
+/* Elements [begin, begin + n) of a row, n a multiple of 32, times `factor` as the words of a form:
+ * in place if they are such words, else in `to`. A function for each format, in which the floats
+ * stay in registers. */
+typedef void (*word_decoder)(const pl_weight *w, int64_t row, int64_t begin, int64_t n,
+                             float factor, float *to);
+#define WORD_DECODER(name, form, format) \
+    static void name(const pl_weight *w, int64_t row, int64_t begin, int64_t n, float factor, \
+                     float *to) { \
+        for (int64_t i = 0; i < n; i += 32) { \
+            float run[32]; \
+            run_##format(w, row, begin + i, run); \
+            pairs_of(run, 32, factor, to + i / 2, form); \
+        } \
+    }
+#define PL_FORMAT(name, elements, bytes, decoder, kind) \
+    WORD_DECODER(words_emulated_##name, AMX_EMULATED, name)
+#include "../../formats.def"
+static const word_decoder emulated_word_decoders[PL_W_COUNT] = {
+#define PL_FORMAT(name, elements, bytes, decoder, kind) words_emulated_##name,
+#include "../../formats.def"
+};
+#ifdef AMX_COMPILED
+#define PL_FORMAT(name, elements, bytes, decoder, kind) WORD_DECODER(words_##name, AMX, name)
+#include "../../formats.def"
+static const word_decoder word_decoders[PL_W_COUNT] = {
+#define PL_FORMAT(name, elements, bytes, decoder, kind) words_##name,
+#include "../../formats.def"
+};
+#else
+#define word_decoders emulated_word_decoders
+#endif
+#undef WORD_DECODER
+INLINE const float *stored_words(const int form, const pl_weight *w, int64_t row, int64_t begin,
+                                 int64_t n, float factor, float *to) {
+    if (w->format == PL_W_BF16 && factor == 1)
+        return (const float *)(const void *)(pl_weight_row(w, row) + 2 * begin);
+    (form == AMX ? word_decoders : emulated_word_decoders)[w->format](w, pl_stored_row(w, row),
+                                                                      begin, n, factor, to);
+    return to;
+}
+
 /* Elements [begin, begin + 32 runs) of a stored row, times `factor`, as a depth of panels of NR
  * columns that lie `stride` floats apart. */
 typedef void (*row_packer)(const pl_weight *w, int64_t row, int64_t begin, int64_t runs, vf factor,
@@ -168,6 +209,11 @@ INLINE void pack_b_as(const int form, const pl_weight *w, int transposed, int64_
                 const float *source[LANES];
                 if (pairs && depth < 32) memset(stretch, 0, sizeof stretch);
                 for (int i = 0; i < LANES; i++) {
+                    if (is_amx(form) && j + i < n && depth % 32 == 0) {
+                        source[i] = stored_words(form, w, j0 + j + i, k0 + k, depth, factor[i],
+                                                 stretch[i]);
+                        continue;
+                    }
                     if (j + i < n) source[i] = stored(w, j0 + j + i, k0 + k, depth, stretch[i]);
                     else source[i] = memset(stretch[i], 0, sizeof stretch[i]);
                     if (pairs && j + i < n)
@@ -199,6 +245,16 @@ INLINE void pack_b_as(const int form, const pl_weight *w, int transposed, int64_
         for (; j < padded; j += span) {
             const int64_t count = first && j < n ? stretch_of(n - j) : 0;
             span = count / 32 ? count : at_most(padded - j, 32);
+            if (is_amx(form) && w->format == PL_W_BF16 && !rows && scale == 1 && second &&
+                count / 32) {
+                const uint8_t *even = pl_weight_row(w, k0 + k) + 2 * (j0 + j),
+                              *odd = pl_weight_row(w, k0 + k + 1) + 2 * (j0 + j);
+                for (int64_t at = 0; at < span; at += LANES)
+                    vf_store(dst + (j + at) / width * width * panel_words + k / 2 * width +
+                                 (j + at) % width,
+                             (vf)(vi_from_u16(even + 2 * at) | vi_from_u16(odd + 2 * at) << 16));
+                continue;
+            }
             if (count < span) memset(stretch, 0, 2 * sizeof stretch[0]);
             const float *source = count ? stored(w, k0 + k, j0 + j, count, stretch[0]) : stretch[0],
                         *source2 = stretch[1];
