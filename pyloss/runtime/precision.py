@@ -30,17 +30,19 @@ def set_matmul_precision(precision: str) -> None:
     """Sets the precision of products by weights: "float32" (the default) or "bfloat16".
 
     It holds forward and for the gradient of the input. "bfloat16" rounds inputs and weights once to
-    bfloat16 (8 bits) and adds their products in float32. The process measures once which
-    instructions are quickest at it; `info()` says which, and whether they are quicker than float32:
-    with `avx512_bf16`, products took about half the time on an AMD EPYC (Zen 4), and more time than
-    float32 on an Intel Xeon. All processors compute the same bits, except that bfloat16
-    instructions take numbers below 2^-126 as 0. The tile unit (`amx_bf16`) adds in another order;
-    it is used on request (see "Products in bfloat16" in docs/fine_tuning.md).
+    bfloat16 (8 bits) and adds their products in float32. The tile unit of some Intel Xeons
+    (`amx_bf16`) computes them where there is one. Elsewhere the process measures once which
+    instructions are quickest, and all processors compute the same bits, except that bfloat16
+    instructions take numbers below 2^-126 as 0. The tile unit adds in another order (see "Products
+    in bfloat16" in docs/fine_tuning.md). `info()` says what is used and how fast it is: with
+    `avx512_bf16`, products took about half the time of float32 on an AMD EPYC (Zen 4), and more
+    time than float32 on an Intel Xeon.
 
     It applies to layers of any weight format, experts, output heads and the bases of adapters.
-    These stay float32: products of up to 32 rows (4 for the gradient of the input), the adapters'
-    own matrices, gradients by weights, attention (but by tiles it is bfloat16, too, except where a
-    sequence has few queries, as in generation), and devices. ValueError for another name.
+    These stay float32: products of up to 32 rows (4 for the gradient of the input), gradients by
+    weights, and devices. So do adapters' own matrices and attention, except by tiles: there
+    attention is bfloat16, too, unless a sequence has few queries, as in generation, and a number of
+    an adapter is the sum of two bfloat16 numbers. ValueError for another name.
     """
     name = check_precision(precision)
     _core.set_matmul_precision(name if name == "float32" else bfloat16_form().setting)
