@@ -45,10 +45,10 @@ static int64_t amx_down_size(const gemm *g) {
     return round_up(g->k * g->rank, AMX_SIDE) +
            2 * panels * AMX_SIDE * words_of(g->form, block_depth(g));
 }
-/* A worker's memory: packed columns of B, their bias, U1, U2, U1 in floats. While A is packed: L1,
- * L1, L2 in floats. */
+/* A worker's memory: packed columns of B, their bias, and U1, U2, U1 in floats. While A is packed:
+ * L1, L1, L2 in floats. */
 static int64_t amx_worker_size(const block *s) {
-    const int64_t low = LOW_TERMS * s->g->rank;
+    const int64_t low = 2 * amx_low_words(s->g);
     return at_least(s->columns * (amx_deepest_words(s->g) + 1 + low), AMX_BLOCK * low);
 }
 
@@ -124,17 +124,22 @@ static void amx_pack_low(const block *s, int64_t row, int rows, float *scratch) 
 static void amx_pack_up(const block *s, int64_t j0, int64_t n, float *scratch, float *packed_b) {
     const gemm *g = s->g;
     const float *up = (const float *)(const void *)g->up.data;
-    const int64_t rank = g->rank;
-    for (int64_t i = 0; i < rank; i++) {
-        float *first = scratch + i * n, *second = first + rank * n, *third = second + rank * n;
-        for (int64_t j = 0; j < n; j++)
-            first[j] = g->up_scale * (g->up_transposed ? up[(j0 + j) * rank + i]
-                                                       : up[i * g->n + j0 + j]);
-        amx_second_part(first, n, 1, second);
-        memcpy(third, first, (size_t)n * sizeof *third);
+    /* Terms of U [rank, n] are rows, those of U [n, rank] columns, up to whole steps. */
+    const int by_row = !g->up_transposed;
+    const int64_t rank = g->rank, depth = LOW_TERMS * rank, padded = 2 * amx_low_words(g),
+                  count = by_row ? rank : n, length = by_row ? n : rank,
+                  stride = by_row ? n : padded, from_term_to_term = by_row ? rank * n : rank;
+    up += by_row ? j0 : j0 * rank;
+    for (int64_t i = 0; i < count; i++, up += by_row ? g->n : rank) {
+        float *first = scratch + i * stride, *second = first + from_term_to_term,
+              *third = second + from_term_to_term;
+        for (int64_t l = 0; l < length; l++) third[l] = first[l] = g->up_scale * up[l];
+        amx_second_part(first, length, 1, second);
+        if (!by_row) memset(third + rank, 0, (size_t)(padded - depth) * sizeof *third);
     }
-    const pl_weight terms = float_matrix(scratch, LOW_TERMS * rank, n);
-    b_packers[g->form](&terms, 0, 0, n, 0, LOW_TERMS * rank, AMX_SIDE, 1, NULL, s->pairs_stride,
+    const pl_weight terms = float_matrix(scratch, by_row ? depth : n, by_row ? n : padded);
+    b_packers[g->form](&terms, g->up_transposed, 0, n, 0, by_row ? depth : padded, AMX_SIDE, 1,
+                       NULL, s->pairs_stride,
                        packed_b + AMX_SIDE * words_of(g->form, s->depth));
 }
 

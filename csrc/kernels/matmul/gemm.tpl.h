@@ -207,12 +207,16 @@ static void multiply_pieces(const void *context, int64_t begin, int64_t end, int
     }
 }
 
-/* Columns of a piece. AMX has about a piece for each thread: the wider, the less A is read. */
+/* Columns of a piece. AMX has a few pieces for each thread, as wide as they may be: the wider, the
+ * less A is read. */
 static int64_t columns_of(const gemm *g, int threads) {
+    enum { PIECES = 3, LEAST_BLOCKS = 4 };
     if (!is_amx(g->form)) return NB;
     const int64_t blocks = (g->n + AMX_BLOCK - 1) / AMX_BLOCK;
     const int64_t most = at_least(GROUP_WORDS / AMX_BLOCK / (1 + amx_deepest_words(g)), 1);
-    const int64_t pieces = threads * ((blocks + threads * most - 1) / (threads * most));
+    const int64_t wanted = at_most(PIECES * threads, at_least(blocks / LEAST_BLOCKS, threads));
+    const int64_t rounds = (blocks + threads * most - 1) / (threads * most),
+                  pieces = at_least(wanted, threads * rounds);
     return AMX_BLOCK * ((blocks + pieces - 1) / pieces);
 }
 
