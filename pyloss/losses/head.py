@@ -20,12 +20,15 @@ from pyloss.autograd.tape import data
 from pyloss.ops.arrays import empty, f32
 from pyloss.ops.projection import INPUTS, Backward, Product, Projection
 from pyloss.runtime import device
+from pyloss.runtime.precision import multiplies_by_tiles
 from pyloss.weights.weight import Weight
 
 # Bytes of logits that exist at once, but not fewer than MIN_ROWS rows, unless these take more
-# than MAX_BYTES: each part of the rows reads and packs the whole head.
+# than MAX_BYTES: each part of the rows reads and packs the whole head. Tiles multiply faster, so
+# that packing is a larger share.
 LOGITS_BYTES = 40 << 20
 MIN_ROWS = 126
+MIN_ROWS_BY_TILES = 256
 MAX_BYTES = 160 << 20
 TILE_ROWS = 42  # a multiple of the rows of the widest tiles
 FILTERED_COLUMNS = 2048  # classes gathered at a time by the filter
@@ -111,9 +114,8 @@ def rows_at_once(row_bytes: int, logits_bytes: int | None = None) -> int:
 
     `logits_bytes` defaults to LOGITS_BYTES.
     """
-    return max(
-        (logits_bytes or LOGITS_BYTES) // row_bytes, min(MIN_ROWS, MAX_BYTES // row_bytes), 16
-    )
+    least = MIN_ROWS_BY_TILES if multiplies_by_tiles() else MIN_ROWS
+    return max((logits_bytes or LOGITS_BYTES) // row_bytes, min(least, MAX_BYTES // row_bytes), 16)
 
 
 def _parts(total: int, row_bytes: int, logits_bytes: int | None = None) -> list[slice]:

@@ -58,6 +58,11 @@ def has_instructions() -> bool:
     return bool(_core.isa() == "avx512" and _core.has_bf16_dots())
 
 
+def multiplies_by_tiles() -> bool:
+    """Whether products by weights are computed in tiles now."""
+    return str(_core.matmul_precision()).startswith("bfloat16-tiles")
+
+
 @contextmanager
 def matmul_precision(precision: str | None) -> Iterator[None]:
     """Sets the precision within a block; None changes nothing."""
