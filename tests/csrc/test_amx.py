@@ -192,7 +192,9 @@ def check_layer(memory, rng, m, r, weight, dense):
             _core.lora_forward(x, weight, bias, a, b, -1.5, f, h, y)
             if small:
                 assert_bits(h, low(x, a))
-                assert_bits(y, layer(x, values.T, h, np.float32(-1.5) * b, np.broadcast_to(bias, (m, n))))
+                assert_bits(
+                    y, layer(x, values.T, h, np.float32(-1.5) * b, np.broadcast_to(bias, (m, n)))
+                )
             close(h, wide(rounded(x)) @ wide(a))
             close(y, wide(rounded(x)) @ wide(rounded(values)).T + bias - 1.5 * wide(h) @ wide(b))
             given = memory.new((m, n))

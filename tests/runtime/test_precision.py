@@ -71,8 +71,7 @@ def test_the_quicker_of_two_forms_of_the_same_bits_is_used(machine):
     form = bfloat16_form({})
     assert form.setting == "bfloat16" and form.name == "avx512_bf16"
     assert form.reason == (
-        "products run 2.0 times as fast as float32's "
-        "(no tile unit: the processor has no amx_bf16)"
+        "products run 2.0 times as fast as float32's (no tile unit: the processor has no amx_bf16)"
     )
     machine.times["bfloat16"] = 7.0
     form = bfloat16_form({})

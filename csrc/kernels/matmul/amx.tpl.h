@@ -36,7 +36,7 @@ INLINE int64_t amx_word(int64_t k) { return k / AMX_SIDE * AMX_TILE + k % AMX_SI
 
 /* A strip of C: any number of rows, at most AMX_BLOCK columns. */
 typedef struct {
-    int64_t steps; /* of depth */
+    int64_t steps;  /* of depth */
     const float *a; /* tiles of 16 rows, `a_stride` floats from one to the next 16 rows, up to a
                      * whole AMX_BLOCK of rows */
     int64_t a_stride;

@@ -139,8 +139,7 @@ static void amx_pack_up(const block *s, int64_t j0, int64_t n, float *scratch, f
     }
     const pl_weight terms = float_matrix(scratch, by_row ? depth : n, by_row ? n : padded);
     b_packers[g->form](&terms, g->up_transposed, 0, n, 0, by_row ? depth : padded, AMX_SIDE, 1,
-                       NULL, s->pairs_stride,
-                       packed_b + AMX_SIDE * words_of(g->form, s->depth));
+                       NULL, s->pairs_stride, packed_b + AMX_SIDE * words_of(g->form, s->depth));
 }
 
 /* ---- The stages of a product */
@@ -149,8 +148,7 @@ static void amx_pack_up(const block *s, int64_t j0, int64_t n, float *scratch, f
 static void amx_pack_panel(const block *s, int64_t row, int rows, float *scratch) {
     const gemm *g = s->g;
     float *to = amx_row(s->pairs, row, s->pairs_stride);
-    a_packers[g->form](&g->a, s->row0 + row, rows, s->k0, s->depth, row, s->pairs_stride,
-                       s->pairs);
+    a_packers[g->form](&g->a, s->row0 + row, rows, s->k0, s->depth, row, s->pairs_stride, s->pairs);
     if (!g->rank) return;
     if (!g->low_given) {
         amx_begin(g->form);
@@ -175,8 +173,8 @@ static void multiply_amx_piece(const block *s, int64_t piece, float *packed_b) {
                   last = at_most(first + s->rows_per_piece, s->rows);
     const int add = g->accumulate || s->k0 > 0, with_bias = g->bias && !add;
     float *bias = packed_b + padded * words;
-    b_packers[g->form](&g->b, g->b_transposed, j0, n, s->k0, s->depth, AMX_SIDE, 1,
-                       g->b_row_factor, words, packed_b);
+    b_packers[g->form](&g->b, g->b_transposed, j0, n, s->k0, s->depth, AMX_SIDE, 1, g->b_row_factor,
+                       words, packed_b);
     if (s->last && g->rank) amx_pack_up(s, j0, n, bias + padded, packed_b);
     for (int64_t j = 0; j < padded && with_bias; j++) bias[j] = j < n ? g->bias[j0 + j] : 0;
     amx_begin(g->form);

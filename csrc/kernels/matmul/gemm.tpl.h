@@ -110,8 +110,7 @@ static void pack_panels(const void *context, int64_t begin, int64_t end, int wor
                 else run_tile(&t, width);
             }
         }
-        if (g->rank && s->last)
-            pack_low(s, row, t.rows, s->packed_low + panel * s->low_stride);
+        if (g->rank && s->last) pack_low(s, row, t.rows, s->packed_low + panel * s->low_stride);
     }
 }
 
@@ -229,9 +228,7 @@ static void fill_batch(batch *all, const gemm *groups, int64_t count, int64_t *g
     all->k = 0;
     for (; *group < count && all->count < BATCH; ++*group) {
         const gemm *g = groups + *group;
-        int mr = is_amx(g->form)      ? AMX_BLOCK
-                 : g->form == FLOATS ? tiles[tile_kernel(g->m)].mr
-                                     : MR;
+        int mr = is_amx(g->form) ? AMX_BLOCK : g->form == FLOATS ? tiles[tile_kernel(g->m)].mr : MR;
         if (g->m == 0 || g->n == 0 || is_gemv(g)) continue;
         int64_t rest = g->m - *row0, most = rest < MS + mr ? rest : round_up(MS, mr);
         /* Rows a multiple of 4 KB apart map to the same lines of the first cache, and very long

@@ -115,17 +115,24 @@ INLINE const float *pairs_of(const float *stretch, int64_t n, float factor, floa
                              const int form) {
     for (int64_t i = 0; 2 * i < round_up(n, 32); i += LANES) {
         vf_store(to + i, (vf)pairs_of_two(vf_load(stretch + 2 * i) * factor,
-                                            vf_load(stretch + 2 * i + LANES) * factor, form));
+                                          vf_load(stretch + 2 * i + LANES) * factor, form));
     }
     return to;
 }
 
-/* Elements [begin, begin + n) of a row, n a multiple of 32, times `factor` as the words of a form:
- * in place if they are such words, else in `to`. A function for each format, in which the floats
- * stay in registers. */
-typedef void (*word_decoder)(const pl_weight *w, int64_t row, int64_t begin, int64_t n,
-                             float factor, float *to);
-#define WORD_DECODER(name, form, format) \
+/* AMX's words of n elements from `begin` on, n a multiple of 32. A function for each format and
+ * form, in which the floats stay in registers:
+ *
+ *   of_row    of a row, times `factor`, as words [n / 2]
+ *   of_rows   of rows `row` and `below`, a word for each column, times `factor` and `factor_below`,
+ *             as a row of panels of AMX_SIDE columns that lie `stride` floats apart */
+typedef struct {
+    void (*of_row)(const pl_weight *w, int64_t row, int64_t begin, int64_t n, float factor,
+                   float *to);
+    void (*of_rows)(const pl_weight *w, int64_t row, int64_t below, int64_t begin, int64_t n,
+                    float factor, float factor_below, int64_t stride, float *to);
+} word_decoder;
+#define WORDS_OF_ROW(name, form, format) \
     static void name(const pl_weight *w, int64_t row, int64_t begin, int64_t n, float factor, \
                      float *to) { \
         for (int64_t i = 0; i < n; i += 32) { \
@@ -134,31 +141,67 @@ typedef void (*word_decoder)(const pl_weight *w, int64_t row, int64_t begin, int
             pairs_of(run, 32, factor, to + i / 2, form); \
         } \
     }
+#define WORDS_OF_ROWS(name, form, format) \
+    static void name(const pl_weight *w, int64_t row, int64_t below, int64_t begin, int64_t n, \
+                     float factor, float factor_below, int64_t stride, float *to) { \
+        for (int64_t at = 0; at < n; at += 32) { \
+            float run[32], second[32]; \
+            run_##format(w, row, begin + at, run); \
+            run_##format(w, below, begin + at, second); \
+            for (int i = 0; i < 32; i += LANES) \
+                vf_store(to + (at + i) / AMX_SIDE * stride + i % AMX_SIDE, \
+                         (vf)pair_of(vf_load(run + i) * factor, \
+                                     vf_load(second + i) * factor_below, form)); \
+        } \
+    }
 #define PL_FORMAT(name, elements, bytes, decoder, kind) \
-    WORD_DECODER(words_emulated_##name, AMX_EMULATED, name)
+    WORDS_OF_ROW(emulated_words_##name, AMX_EMULATED, name) \
+    WORDS_OF_ROWS(emulated_words_of_rows_##name, AMX_EMULATED, name)
 #include "../../formats.def"
 static const word_decoder emulated_word_decoders[PL_W_COUNT] = {
-#define PL_FORMAT(name, elements, bytes, decoder, kind) words_emulated_##name,
+#define PL_FORMAT(name, elements, bytes, decoder, kind) \
+    {emulated_words_##name, emulated_words_of_rows_##name},
 #include "../../formats.def"
 };
 #ifdef AMX_COMPILED
-#define PL_FORMAT(name, elements, bytes, decoder, kind) WORD_DECODER(words_##name, AMX, name)
+#define PL_FORMAT(name, elements, bytes, decoder, kind) \
+    WORDS_OF_ROW(words_##name, AMX, name) \
+    WORDS_OF_ROWS(words_of_rows_##name, AMX, name)
 #include "../../formats.def"
 static const word_decoder word_decoders[PL_W_COUNT] = {
-#define PL_FORMAT(name, elements, bytes, decoder, kind) words_##name,
+#define PL_FORMAT(name, elements, bytes, decoder, kind) {words_##name, words_of_rows_##name},
 #include "../../formats.def"
 };
 #else
 #define word_decoders emulated_word_decoders
 #endif
-#undef WORD_DECODER
+#undef WORDS_OF_ROW
+#undef WORDS_OF_ROWS
+INLINE const word_decoder *word_decoder_of(const int form, const pl_weight *w) {
+    return &(form == AMX ? word_decoders : emulated_word_decoders)[w->format];
+}
+
+/* The words of a row, in place if they are stored so, else in `to`. */
 INLINE const float *stored_words(const int form, const pl_weight *w, int64_t row, int64_t begin,
                                  int64_t n, float factor, float *to) {
     if (w->format == PL_W_BF16 && factor == 1)
         return (const float *)(const void *)(pl_weight_row(w, row) + 2 * begin);
-    (form == AMX ? word_decoders : emulated_word_decoders)[w->format](w, pl_stored_row(w, row),
-                                                                      begin, n, factor, to);
+    word_decoder_of(form, w)->of_row(w, pl_stored_row(w, row), begin, n, factor, to);
     return to;
+}
+/* Packs the words of rows `row` and row + 1. The factors are the same in all lanes. */
+INLINE void pack_words(const int form, const pl_weight *w, int64_t row, int64_t begin, int64_t n,
+                       vf factor, vf factor_below, int64_t stride, float *to) {
+    if (w->format != PL_W_BF16 || factor[0] != 1 || factor_below[0] != 1) {
+        word_decoder_of(form, w)->of_rows(w, pl_stored_row(w, row), pl_stored_row(w, row + 1),
+                                          begin, n, factor[0], factor_below[0], stride, to);
+        return;
+    }
+    const uint8_t *even = pl_weight_row(w, row) + 2 * begin,
+                  *odd = pl_weight_row(w, row + 1) + 2 * begin;
+    for (int64_t at = 0; at < n; at += LANES)
+        vf_store(to + at / AMX_SIDE * stride + at % AMX_SIDE,
+                 (vf)(vi_from_u16(even + 2 * at) | vi_from_u16(odd + 2 * at) << 16));
 }
 
 /* Elements [begin, begin + 32 runs) of a stored row, times `factor`, as a depth of panels of NR
@@ -210,8 +253,8 @@ INLINE void pack_b_as(const int form, const pl_weight *w, int transposed, int64_
                 if (pairs && depth < 32) memset(stretch, 0, sizeof stretch);
                 for (int i = 0; i < LANES; i++) {
                     if (is_amx(form) && j + i < n && depth % 32 == 0) {
-                        source[i] = stored_words(form, w, j0 + j + i, k0 + k, depth, factor[i],
-                                                 stretch[i]);
+                        source[i] =
+                            stored_words(form, w, j0 + j + i, k0 + k, depth, factor[i], stretch[i]);
                         continue;
                     }
                     if (j + i < n) source[i] = stored(w, j0 + j + i, k0 + k, depth, stretch[i]);
@@ -239,20 +282,15 @@ INLINE void pack_b_as(const int form, const pl_weight *w, int transposed, int64_
         int64_t j = 0, span;
         if (!pairs && width == NR) {
             j = n / 32 * 32;
-            row_packers[w->format](w, pl_stored_row(w, k0 + k), j0, n / 32, factor, NR * panel_words,
-                                   dst + k * NR);
+            row_packers[w->format](w, pl_stored_row(w, k0 + k), j0, n / 32, factor,
+                                   NR * panel_words, dst + k * NR);
         }
         for (; j < padded; j += span) {
             const int64_t count = first && j < n ? stretch_of(n - j) : 0;
             span = count / 32 ? count : at_most(padded - j, 32);
-            if (is_amx(form) && w->format == PL_W_BF16 && !rows && scale == 1 && second &&
-                count / 32) {
-                const uint8_t *even = pl_weight_row(w, k0 + k) + 2 * (j0 + j),
-                              *odd = pl_weight_row(w, k0 + k + 1) + 2 * (j0 + j);
-                for (int64_t at = 0; at < span; at += LANES)
-                    vf_store(dst + (j + at) / width * width * panel_words + k / 2 * width +
-                                 (j + at) % width,
-                             (vf)(vi_from_u16(even + 2 * at) | vi_from_u16(odd + 2 * at) << 16));
+            if (is_amx(form) && second && count / 32) {
+                pack_words(form, w, k0 + k, j0 + j, count, factor, factor2, AMX_SIDE * panel_words,
+                           dst + j * panel_words + k / 2 * AMX_SIDE);
                 continue;
             }
             if (count < span) memset(stretch, 0, 2 * sizeof stretch[0]);
@@ -263,8 +301,7 @@ INLINE void pack_b_as(const int form, const pl_weight *w, int transposed, int64_
             for (int64_t at = 0; at < span; at += LANES) {
                 int64_t col = j + at;
                 vf v = vf_load(source + at) * factor;
-                if (pairs)
-                    v = (vf)pair_of(v, vf_load(source2 + at) * factor2, form);
+                if (pairs) v = (vf)pair_of(v, vf_load(source2 + at) * factor2, form);
                 vf_store(dst + col / width * width * panel_words + (pairs ? k / 2 : k) * width +
                              col % width,
                          v);
@@ -275,8 +312,8 @@ INLINE void pack_b_as(const int form, const pl_weight *w, int transposed, int64_
 
 /* One function for tiles of full width, one for narrower ones, and one for each form of pairs. */
 typedef void (*b_packer)(const pl_weight *w, int transposed, int64_t j0, int64_t n, int64_t k0,
-                         int64_t kc, int width, float scale, const float *rows,
-                         int64_t panel_words, float *dst);
+                         int64_t kc, int width, float scale, const float *rows, int64_t panel_words,
+                         float *dst);
 #define B_PACKER(name, form, width) \
     static void name(const pl_weight *w, int transposed, int64_t j0, int64_t n, int64_t k0, \
                      int64_t kc, int any_width UNUSED, float scale, const float *rows, \
@@ -303,7 +340,8 @@ static void pack_b(const pl_weight *w, int transposed, int64_t j0, int64_t n, in
                    int64_t kc, int width, float scale, const float *rows, float *dst) {
     pack_b_floats(w, transposed, j0, n, k0, kc, width, scale, rows, kc, dst);
 }
-static const b_packer b_packers[] = {pack_b_floats, pack_b_pairs, pack_b_native_pairs, pack_b_emulated_amx,
+static const b_packer b_packers[] = {pack_b_floats, pack_b_pairs, pack_b_native_pairs,
+                                     pack_b_emulated_amx,
 #ifdef AMX_COMPILED
                                      pack_b_amx
 #endif
