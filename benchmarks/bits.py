@@ -41,9 +41,15 @@ from pyloss.weights.formats import FORMATS
 STEPS = 20
 #: sizes of the dimensions in ops.def; I is a multiple of every format's block
 SIZES = {
-    "A": 1, "C": 1, "D": 64, "E": 5, "G": 2, "H": 6, "I": 512, "K": 2, "M": 74, "N": 37, "O": 96,
-    "P": 50, "R": 7, "S": 4, "V": 5003,
+    "A": 1, "B": 1, "C": 1, "D": 64, "E": 5, "G": 2, "H": 6, "I": 512, "K": 2, "M": 74, "N": 37,
+    "O": 96, "P": 50, "R": 7, "S": 4, "V": 5003,
 }  # fmt: skip
+#: of operations whose letters mean something else
+SIZES_OF = {
+    "[*P,Q,R]": {"O": 11, "P": 11, "S": 11, "M": 11, "N": 37, "Q": 37, "T": 37, "K": 37}
+    | dict.fromkeys("DRUL", 64),
+    "offsets:i32[B+1]": {"B": 3, "C": 4, "E": 48},
+}
 FLOATS = {"f32": np.float32, "f64": np.float64, "f16": np.float16, "bf16": ml_dtypes.bfloat16}
 ARGUMENT = re.compile(r"=?(\w+)(\?)?:(\w+)(?:\[([^\]]*)\])?(?:<(\w))?(?:\^(\w))?")
 
@@ -88,10 +94,8 @@ class Arguments:
         """The sizes of dimensions such as "N,I", "E+1", "D/2" or "1"."""
         found = []
         for dim in dims.replace("*", "").split(","):
-            size = self.sizes[dim[0]] if dim[0].isalpha() else int(dim)
-            found.append(
-                size + 1 if dim.endswith("+1") else size // 2 if dim.endswith("/2") else size
-            )
+            terms = [int(t) if t.isdigit() else self.sizes[t[0]] for t in dim.split("+")]
+            found.append(sum(terms) // (2 if dim.endswith("/2") else 1))
         return tuple(found)
 
     def draw(self, name: str, optional: str, kind: str, dims: str, below: str, offsets: str) -> Any:
@@ -164,6 +168,7 @@ def variants(spec: str) -> Iterator[tuple[str, dict[str, int], str, str, bool, s
         floats, formats, rows, (True, False), precisions
     ):
         sizes = {**SIZES, "N": n, **({"V": 300, "D": 512} if "w:weight[V,D]" in spec else {})}
+        sizes |= {k: v for part, own in SIZES_OF.items() if part in spec for k, v in own.items()}
         if "rows:i32[M]<N" in spec or "rows:i32[N,K]<M" in spec:
             sizes |= {"M": 20, "N": 37} if "rows:i32[M]<N" in spec else {}
         yield (

@@ -38,12 +38,14 @@ static int64_t amx_words(const block *s) {
 static int64_t amx_deepest_words(const gemm *g) {
     return words_of(g->form, block_depth(g)) + amx_low_words(g);
 }
-/* D2 in floats, then D packed: for each 16 ranks a panel of D1 and one of D2. */
+/* D2 in floats, if D is transposed, then D packed: for each 16 ranks a panel of D1, one of D2. */
+static int64_t amx_down_rest(const gemm *g) {
+    return g->down_transposed ? round_up(g->k * g->rank, AMX_SIDE) : 0;
+}
 static int64_t amx_down_size(const gemm *g) {
     if (!g->rank || g->low_given) return 0;
     const int64_t panels = round_up(g->rank, AMX_SIDE) / AMX_SIDE;
-    return round_up(g->k * g->rank, AMX_SIDE) +
-           2 * panels * AMX_SIDE * words_of(g->form, block_depth(g));
+    return amx_down_rest(g) + 2 * panels * AMX_SIDE * words_of(g->form, block_depth(g));
 }
 /* A worker's memory: packed columns of B, their bias, and U1, U2, U1 in floats. While A is packed:
  * L1, L1, L2 in floats. */
@@ -54,28 +56,61 @@ static int64_t amx_worker_size(const block *s) {
 
 /* ---- The low-rank branch */
 
-/* to[0, n) = factor from[0, n) without what bfloat16 holds of it. */
+/* What bfloat16 does not hold of x. */
+INLINE vf amx_rest(vf x) { return x - (vf)(vi_rounded_to_bf16(x) & -0x10000); }
+
+/* to[0, n) = the rest of factor from[0, n). */
 static void amx_second_part(const float *from, int64_t n, float factor, float *to) {
     for (int64_t i = 0; i < n; i += LANES) {
         const int64_t some = at_most(n - i, LANES);
-        const vf x = vf_load_part(from + i, some, 0) * factor;
-        vf_store_part(to + i, x - (vf)(vi_rounded_to_bf16(x) & -0x10000), some);
+        vf_store_part(to + i, amx_rest(vf_load_part(from + i, some, 0) * factor), some);
     }
 }
 
+/* Packs ranks [r, r + n) of D [k, rank]. */
+INLINE void amx_pack_down_rows(const block *s, int64_t r, int64_t n, int64_t words, float *to,
+                               const int form) {
+    const gemm *g = s->g;
+    const float *down = (const float *)(const void *)g->down.data + s->k0 * g->rank + r;
+    for (int64_t w = 0; w < words; w++, to += AMX_SIDE)
+        for (int l = 0; l < AMX_SIDE; l += LANES) {
+            const int64_t some = at_least(at_most(n - l, LANES), 0);
+            const float *row = down + 2 * w * g->rank + l;
+            const vf x = 2 * w < s->depth ? vf_load_part(row, some, 0) * g->down_scale : vf_set1(0),
+                     y = 2 * w + 1 < s->depth ? vf_load_part(row + g->rank, some, 0) * g->down_scale
+                                              : vf_set1(0);
+            vf_store(to + l, (vf)pair_of(x, y, form));
+            vf_store(to + l + AMX_SIDE * words, (vf)pair_of(amx_rest(x), amx_rest(y), form));
+        }
+}
+static void amx_pack_down_emulated(const block *s, int64_t r, int64_t n, int64_t words, float *to) {
+    amx_pack_down_rows(s, r, n, words, to, AMX_EMULATED);
+}
+#ifdef AMX_COMPILED
+static void amx_pack_down_native(const block *s, int64_t r, int64_t n, int64_t words, float *to) {
+    amx_pack_down_rows(s, r, n, words, to, AMX);
+}
+#else
+#define amx_pack_down_native amx_pack_down_emulated
+#endif
+
 static void amx_pack_down(const block *s) {
     const gemm *g = s->g;
-    float *second = s->packed_down, *to = second + round_up(g->k * g->rank, AMX_SIDE);
+    float *second = s->packed_down, *to = second + amx_down_rest(g);
     const int64_t words = words_of(g->form, s->depth), panel = AMX_SIDE * words;
-    amx_second_part((const float *)(const void *)g->down.data, g->k * g->rank, g->down_scale,
-                    second);
     const pl_weight rest = float_matrix(second, g->down.rows, g->down.cols);
+    if (g->down_transposed)
+        amx_second_part((const float *)(const void *)g->down.data, g->k * g->rank, g->down_scale,
+                        second);
     for (int64_t r = 0; r < g->rank; r += AMX_SIDE, to += 2 * panel) {
         const int64_t n = at_most(g->rank - r, AMX_SIDE);
-        b_packers[g->form](&g->down, g->down_transposed, r, n, s->k0, s->depth, AMX_SIDE,
-                           g->down_scale, NULL, words, to);
-        b_packers[g->form](&rest, g->down_transposed, r, n, s->k0, s->depth, AMX_SIDE, 1, NULL,
-                           words, to + panel);
+        if (!g->down_transposed) {
+            (g->form == AMX ? amx_pack_down_native : amx_pack_down_emulated)(s, r, n, words, to);
+            continue;
+        }
+        b_packers[g->form](&g->down, 1, r, n, s->k0, s->depth, AMX_SIDE, g->down_scale, NULL, words,
+                           to);
+        b_packers[g->form](&rest, 1, r, n, s->k0, s->depth, AMX_SIDE, 1, NULL, words, to + panel);
     }
 }
 
@@ -83,7 +118,7 @@ static void amx_pack_down(const block *s) {
 static void amx_low_rows(const block *s, const float *a, int64_t row, int rows) {
     const gemm *g = s->g;
     const int64_t words = words_of(g->form, s->depth), panel = AMX_SIDE * words;
-    const float *b = s->packed_down + round_up(g->k * g->rank, AMX_SIDE);
+    const float *b = s->packed_down + amx_down_rest(g);
     float sums[AMX_BLOCK * AMX_BLOCK], *low = g->low + (s->row0 + row) * g->rank;
     for (int64_t r = 0; r < g->rank; r += AMX_SIDE, b += 2 * panel) {
         amx_strip(&(amx_args){.steps = words / AMX_SIDE,

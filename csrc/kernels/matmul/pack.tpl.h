@@ -120,8 +120,9 @@ INLINE const float *pairs_of(const float *stretch, int64_t n, float factor, floa
     return to;
 }
 
-/* AMX's words of n elements from `begin` on, n a multiple of 32. A function for each format and
- * form, in which the floats stay in registers:
+#ifdef AMX_COMPILED
+/* AMX's words of n elements from `begin` on, n a multiple of 32. A function for each format, in
+ * which the floats stay in registers:
  *
  *   of_row    of a row, times `factor`, as words [n / 2]
  *   of_rows   of rows `row` and `below`, a word for each column, times `factor` and `factor_below`,
@@ -132,69 +133,48 @@ typedef struct {
     void (*of_rows)(const pl_weight *w, int64_t row, int64_t below, int64_t begin, int64_t n,
                     float factor, float factor_below, int64_t stride, float *to);
 } word_decoder;
-#define WORDS_OF_ROW(name, form, format) \
-    static void name(const pl_weight *w, int64_t row, int64_t begin, int64_t n, float factor, \
-                     float *to) { \
+#define PL_FORMAT(name, elements, bytes, decoder, kind) \
+    static void words_of_row_##name(const pl_weight *w, int64_t row, int64_t begin, int64_t n, \
+                                    float factor, float *to) { \
         for (int64_t i = 0; i < n; i += 32) { \
             float run[32]; \
-            run_##format(w, row, begin + i, run); \
-            pairs_of(run, 32, factor, to + i / 2, form); \
+            run_##name(w, row, begin + i, run); \
+            pairs_of(run, 32, factor, to + i / 2, AMX); \
         } \
-    }
-#define WORDS_OF_ROWS(name, form, format) \
-    static void name(const pl_weight *w, int64_t row, int64_t below, int64_t begin, int64_t n, \
-                     float factor, float factor_below, int64_t stride, float *to) { \
+    } \
+    static void words_of_rows_##name(const pl_weight *w, int64_t row, int64_t below, \
+                                     int64_t begin, int64_t n, float factor, float factor_below, \
+                                     int64_t stride, float *to) { \
         for (int64_t at = 0; at < n; at += 32) { \
             float run[32], second[32]; \
-            run_##format(w, row, begin + at, run); \
-            run_##format(w, below, begin + at, second); \
+            run_##name(w, row, begin + at, run); \
+            run_##name(w, below, begin + at, second); \
             for (int i = 0; i < 32; i += LANES) \
                 vf_store(to + (at + i) / AMX_SIDE * stride + i % AMX_SIDE, \
                          (vf)pair_of(vf_load(run + i) * factor, \
-                                     vf_load(second + i) * factor_below, form)); \
+                                     vf_load(second + i) * factor_below, AMX)); \
         } \
     }
-#define PL_FORMAT(name, elements, bytes, decoder, kind) \
-    WORDS_OF_ROW(emulated_words_##name, AMX_EMULATED, name) \
-    WORDS_OF_ROWS(emulated_words_of_rows_##name, AMX_EMULATED, name)
-#include "../../formats.def"
-static const word_decoder emulated_word_decoders[PL_W_COUNT] = {
-#define PL_FORMAT(name, elements, bytes, decoder, kind) \
-    {emulated_words_##name, emulated_words_of_rows_##name},
-#include "../../formats.def"
-};
-#ifdef AMX_COMPILED
-#define PL_FORMAT(name, elements, bytes, decoder, kind) \
-    WORDS_OF_ROW(words_##name, AMX, name) \
-    WORDS_OF_ROWS(words_of_rows_##name, AMX, name)
 #include "../../formats.def"
 static const word_decoder word_decoders[PL_W_COUNT] = {
-#define PL_FORMAT(name, elements, bytes, decoder, kind) {words_##name, words_of_rows_##name},
+#define PL_FORMAT(name, elements, bytes, decoder, kind) {words_of_row_##name, words_of_rows_##name},
 #include "../../formats.def"
 };
-#else
-#define word_decoders emulated_word_decoders
-#endif
-#undef WORDS_OF_ROW
-#undef WORDS_OF_ROWS
-INLINE const word_decoder *word_decoder_of(const int form, const pl_weight *w) {
-    return &(form == AMX ? word_decoders : emulated_word_decoders)[w->format];
-}
 
 /* The words of a row, in place if they are stored so, else in `to`. */
-INLINE const float *stored_words(const int form, const pl_weight *w, int64_t row, int64_t begin,
-                                 int64_t n, float factor, float *to) {
+INLINE const float *stored_words(const pl_weight *w, int64_t row, int64_t begin, int64_t n,
+                                 float factor, float *to) {
     if (w->format == PL_W_BF16 && factor == 1)
         return (const float *)(const void *)(pl_weight_row(w, row) + 2 * begin);
-    word_decoder_of(form, w)->of_row(w, pl_stored_row(w, row), begin, n, factor, to);
+    word_decoders[w->format].of_row(w, pl_stored_row(w, row), begin, n, factor, to);
     return to;
 }
 /* Packs the words of rows `row` and row + 1. The factors are the same in all lanes. */
-INLINE void pack_words(const int form, const pl_weight *w, int64_t row, int64_t begin, int64_t n,
-                       vf factor, vf factor_below, int64_t stride, float *to) {
+INLINE void pack_words(const pl_weight *w, int64_t row, int64_t begin, int64_t n, vf factor,
+                       vf factor_below, int64_t stride, float *to) {
     if (w->format != PL_W_BF16 || factor[0] != 1 || factor_below[0] != 1) {
-        word_decoder_of(form, w)->of_rows(w, pl_stored_row(w, row), pl_stored_row(w, row + 1),
-                                          begin, n, factor[0], factor_below[0], stride, to);
+        word_decoders[w->format].of_rows(w, pl_stored_row(w, row), pl_stored_row(w, row + 1), begin,
+                                         n, factor[0], factor_below[0], stride, to);
         return;
     }
     const uint8_t *even = pl_weight_row(w, row) + 2 * begin,
@@ -203,6 +183,7 @@ INLINE void pack_words(const int form, const pl_weight *w, int64_t row, int64_t 
         vf_store(to + at / AMX_SIDE * stride + at % AMX_SIDE,
                  (vf)(vi_from_u16(even + 2 * at) | vi_from_u16(odd + 2 * at) << 16));
 }
+#endif
 
 /* Elements [begin, begin + 32 runs) of a stored row, times `factor`, as a depth of panels of NR
  * columns that lie `stride` floats apart. */
@@ -252,11 +233,13 @@ INLINE void pack_b_as(const int form, const pl_weight *w, int transposed, int64_
                 const float *source[LANES];
                 if (pairs && depth < 32) memset(stretch, 0, sizeof stretch);
                 for (int i = 0; i < LANES; i++) {
-                    if (is_amx(form) && j + i < n && depth % 32 == 0) {
+#ifdef AMX_COMPILED
+                    if (form == AMX && j + i < n && depth % 32 == 0) {
                         source[i] =
-                            stored_words(form, w, j0 + j + i, k0 + k, depth, factor[i], stretch[i]);
+                            stored_words(w, j0 + j + i, k0 + k, depth, factor[i], stretch[i]);
                         continue;
                     }
+#endif
                     if (j + i < n) source[i] = stored(w, j0 + j + i, k0 + k, depth, stretch[i]);
                     else source[i] = memset(stretch[i], 0, sizeof stretch[i]);
                     if (pairs && j + i < n)
@@ -288,11 +271,13 @@ INLINE void pack_b_as(const int form, const pl_weight *w, int transposed, int64_
         for (; j < padded; j += span) {
             const int64_t count = first && j < n ? stretch_of(n - j) : 0;
             span = count / 32 ? count : at_most(padded - j, 32);
-            if (is_amx(form) && second && count / 32) {
-                pack_words(form, w, k0 + k, j0 + j, count, factor, factor2, AMX_SIDE * panel_words,
+#ifdef AMX_COMPILED
+            if (form == AMX && second && count / 32) {
+                pack_words(w, k0 + k, j0 + j, count, factor, factor2, AMX_SIDE * panel_words,
                            dst + j * panel_words + k / 2 * AMX_SIDE);
                 continue;
             }
+#endif
             if (count < span) memset(stretch, 0, 2 * sizeof stretch[0]);
             const float *source = count ? stored(w, k0 + k, j0 + j, count, stretch[0]) : stretch[0],
                         *source2 = stretch[1];

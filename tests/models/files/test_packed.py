@@ -108,8 +108,8 @@ def gradients(model, seed=1, dropout=0.0, kind="lora", steps=1):
 def assert_same(found, wanted):
     """Two losses with their gradients; products add in another order where columns have one.
 
-    With 3 bits, rounding each weight once changes gradients by up to 3.3e-5 of the largest one or of
-    1; swapping two columns of one weight changes them by at least 0.1.
+    With 3 bits, rounding each weight once changes gradients by up to 3.3e-5 of the largest one or
+    of 1; swapping two columns of one weight changes them by at least 0.1.
     """
     (one, ours), (other, theirs) = found, wanted
     assert one == pytest.approx(other, abs=1e-5) and ours.keys() == theirs.keys()
