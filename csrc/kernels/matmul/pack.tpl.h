@@ -161,9 +161,18 @@ static const word_decoder word_decoders[PL_W_COUNT] = {
 #include "../../formats.def"
 };
 
+/* Prefetches the `n` elements of a row from `begin` on. Many rows are read side by side, or few
+ * elements of each: neither does the hardware prefetch. */
+INLINE void prefetch_elements(const pl_weight *w, int64_t row, int64_t begin, int64_t n) {
+    const int64_t elements = pl_block_elements(w->format), bytes = pl_block_bytes(w->format);
+    const uint8_t *p = pl_weight_row(w, row) + begin * bytes / elements;
+    for (int64_t i = 0; i < n * bytes / elements; i += 64) __builtin_prefetch(p + i, 0, 2);
+}
+
 /* The words of a row, in place if they are stored so, else in `to`. */
 INLINE const float *stored_words(const pl_weight *w, int64_t row, int64_t begin, int64_t n,
                                  float factor, float *to) {
+    prefetch_elements(w, row, begin + n, n);
     if (w->format == PL_W_BF16 && factor == 1)
         return (const float *)(const void *)(pl_weight_row(w, row) + 2 * begin);
     word_decoders[w->format].of_row(w, pl_stored_row(w, row), begin, n, factor, to);
@@ -172,6 +181,9 @@ INLINE const float *stored_words(const pl_weight *w, int64_t row, int64_t begin,
 /* Packs the words of rows `row` and row + 1. The factors are the same in all lanes. */
 INLINE void pack_words(const pl_weight *w, int64_t row, int64_t begin, int64_t n, vf factor,
                        vf factor_below, int64_t stride, float *to) {
+    enum { AHEAD = 8 };
+    for (int64_t i = row + AHEAD; i < at_most(row + AHEAD + 2, w->rows); i++)
+        prefetch_elements(w, i, begin, n);
     if (w->format != PL_W_BF16 || factor[0] != 1 || factor_below[0] != 1) {
         word_decoders[w->format].of_rows(w, pl_stored_row(w, row), pl_stored_row(w, row + 1), begin,
                                          n, factor[0], factor_below[0], stride, to);
