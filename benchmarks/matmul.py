@@ -1,7 +1,8 @@
-"""Matrix products of SmolLM2-135M's layer shapes with pyloss or torch.mm: LIBRARY CALLS.
+"""Matrix products of models' layer shapes with pyloss or torch.mm: LIBRARY CALLS.
 
 Prints GFLOP/s as JSON. LIBRARY is pyloss, torch, or opencl:<number> for pyloss on that device; GPUs
-also multiply large square matrices. Products are in float32 and in bfloat16. In bfloat16, pyloss
+also multiply large square matrices. The shapes are SmolLM2-135M's with 1024 tokens, and those of
+Qwen3-0.6B and 1.7B with 512. Products are in float32 and in bfloat16. In bfloat16, pyloss
 rounds float32 rows and its weights while it multiplies, and returns float32; torch has all three in
 bfloat16.
 """
@@ -15,8 +16,19 @@ from functools import partial
 import numpy as np
 from common import THREADS, best_of
 
-TOKENS = 1024
-SHAPES = ((576, 1536), (1536, 576), (576, 576), (576, 49152))
+#: tokens, inputs, outputs
+SHAPES = (
+    (1024, 576, 1536),
+    (1024, 1536, 576),
+    (1024, 576, 576),
+    (1024, 576, 49152),
+    (512, 1024, 3072),
+    (512, 3072, 1024),
+    (512, 2048, 6144),
+    (512, 6144, 2048),
+)
+#: formats of weights, by precision
+STORED = {"float32": ("f32", "q4_1"), "bfloat16": ("f32", "bf16", "q8_0", "q4_1", "affine4", "nf4")}
 SQUARE = 4096
 
 
@@ -45,8 +57,9 @@ def products(library: str, x: np.ndarray, w: np.ndarray, dy: np.ndarray):
         yield from device_products(library, x, w, dy)
         return
     pyloss.set_num_threads(THREADS)
-    for name, weight in (("f32", w), ("q4_1", pyloss.Weight.quantize(w, "q4_1").handle)):
-        for precision in PRECISIONS:
+    for precision in PRECISIONS:
+        for name in STORED[precision]:
+            weight = w if name == "f32" else pyloss.Weight.quantize(w, name).handle
             with matmul_precision(precision):
                 yield (
                     name,
@@ -92,7 +105,7 @@ def device_products(device: str, x: np.ndarray, w: np.ndarray, dy: np.ndarray):
 
 def sizes(library: str) -> list[tuple[int, int, int]]:
     """The measured products: (rows, inputs, outputs)."""
-    found = [(TOKENS, *shape) for shape in SHAPES]
+    found = list(SHAPES)
     if ":" in library:
         import pyloss
 

@@ -17,7 +17,7 @@ from bases import MODEL, float_folder
 from common import WORK, machine, run_json, table
 from loss_rows import LOSSES
 from losses import TRAFFIC
-from matmul import SQUARE, TOKENS
+from matmul import SHAPES, SQUARE
 from train import Found, Program, eager, measured, ours
 
 import pyloss
@@ -100,7 +100,7 @@ class Tables:
                 ).items():
                     found[key] = max(speed, found.get(key, 0.0))
         heads = (
-            f"products, {TOKENS} rows, inputs x outputs",
+            f"products, {SHAPES[0][0]} rows, inputs x outputs",
             "the device, GFLOP/s",
             "C kernels, GFLOP/s",
             "speed / C kernels",
