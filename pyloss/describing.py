@@ -207,7 +207,8 @@ def _of_training(model: Any) -> Iterator[str]:
     )
     trained = sum(array.size for array in model.trainable_parameters().values())
     yield f"adapters: {', '.join(names)}"
-    for tokens in LENGTHS:
+    longest = model.config.max_position_embeddings
+    for tokens in sorted({min(length, longest) for length in LENGTHS}):
         plain, recomputed = (
             size_text(estimate_memory(model, 1, tokens, grad_checkpoint=on)) for on in (False, True)
         )

@@ -11,6 +11,7 @@ from tiny_training import tiny_loss, tiny_value_and_grad
 import pyloss
 import pyloss.generation
 from pyloss import nn
+from pyloss.models import conversion
 from pyloss.tuner import trainer, utils
 from pyloss.tuner.run import evaluation
 
@@ -56,6 +57,11 @@ def world(monkeypatch, tmp_path):
     monkeypatch.setattr(utils, "add_adapters", add_adapters)
     monkeypatch.setattr(utils, "load_adapters", load_adapters)
     monkeypatch.setattr(utils, "fuse_adapters", fuse)
+    monkeypatch.setattr(
+        conversion,
+        "dequantize_model",
+        lambda model, dtype: model.calls.append(("dequantize", dtype)),
+    )
     monkeypatch.setattr(sys.modules["pyloss.generation"], "stream_generate", stream_generate)
     monkeypatch.setattr(
         "pyloss.models.files.gguf_writer.refuse_model", lambda model, tokenizer: None

@@ -10,7 +10,11 @@ from pyloss.cli import main
 def test_fuse_writes_the_model(world, capsys):
     assert main(["fuse", "--save-path", "out", "--dequantize"]) == 0
     assert world.loaded == [("smollm2-135m", "adapters")]
-    assert world.model.calls == [("fuse", True), ("save", Path("out"))]
+    assert world.model.calls == [
+        ("fuse", True),
+        ("dequantize", "float32"),
+        ("save", Path("out")),
+    ]
     fails(capsys, ["fuse", "--upload-repo", "me/mine"], "--upload-repo is not available")
 
 

@@ -5,6 +5,7 @@ import sys
 import pytest
 import tiny_project
 
+import pyloss
 from pyloss.cli import main
 
 
@@ -94,6 +95,8 @@ def test_an_adapter_that_would_be_lost_is_refused_with_the_ways_that_keep_it(
         "--to mlx",
     )
     assert main(["fuse", *base, "--save-path", str(tmp_path / "fused"), "--dequantize"]) == 0
+    fused = pyloss.load_model(tmp_path / "fused")  # layers without an adapter are floats, too
+    assert {weight.format for weight in fused.stored().values()} == {"f32"}
 
 
 def test_a_missing_package_is_found_first(project, monkeypatch, capsys):

@@ -13,6 +13,7 @@ from pyloss.tuner.run.run_folder import portable
 
 def fuse(flags: Flags) -> int:
     """`pyloss fuse`: merges an adapter into its model and writes that."""
+    from pyloss.models import conversion
     from pyloss.models.files.gguf_writer import refuse_model
     from pyloss.models.fusing import mean_kept
     from pyloss.tuner.utils import fuse_adapters
@@ -40,6 +41,8 @@ def fuse(flags: Flags) -> int:
             f"storing the fused weights keeps {mean_kept(kept):.1%} of the adapter, "
             f"{max(kept[least], 0):.1%} at worst ({least})"
         )
+    if flags["dequantize"]:
+        conversion.dequantize_model(model, "float32")
     model.save(folder, tokenizer, overwrite=flags["overwrite"])
     say(f"saved the fused model to {folder}")
     say_system_prompt(model)

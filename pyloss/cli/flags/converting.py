@@ -24,7 +24,7 @@ def fuse_parser(commands: Any) -> None:
         "--dequantize",
         "--de-quantize",
         action="store_true",
-        help="store fused layers as floats, which keeps the whole adapter",
+        help="store all layers in float32, which keeps the whole adapter",
     )
     add(
         "--export-gguf",
