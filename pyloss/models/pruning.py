@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from pyloss.checks.numbers import shown, whole
 from pyloss.errors import counted
+from pyloss.models.config.fields import LAYER_TYPES
 from pyloss.models.saving import refuse_adapters
 from pyloss.models.transformer import Model
 
@@ -48,8 +49,8 @@ def prune_model(model: Model, layers: Sequence[int]) -> None:
 
     Windows, experts and all weights of a kept layer stay as they are.
 
-    Raises ValueError if the numbers are not ascending numbers of layers of the model, or if the
-    model has unfused adapters.
+    Raises ValueError if the numbers are not ascending numbers of layers of the model, if no layer
+    with attention is among them, or if the model has unfused adapters.
     """
     refuse_adapters(model)
     if model.config.gemma4 is not None:
@@ -66,5 +67,12 @@ def prune_model(model: Model, layers: Sequence[int]) -> None:
             raise ValueError(f"layers has {i}; the model has layers 0 to {count - 1}")
         if i <= before:
             raise ValueError(f"layers has {i} after {before}; layers must be in ascending order")
+    types = model.config.layer_types or []
+    attending = [i for i, kind in enumerate(types) if kind in LAYER_TYPES]
+    if attending and not set(kept) & set(attending):
+        raise ValueError(
+            "layers has none with attention, without which transformers does not run the model; "
+            f"the first one is {attending[0]}"
+        )
     model.model.layers = [model.layers[i] for i in kept]
     model.config = model.config_of_layers()

@@ -6,7 +6,7 @@ import tiny
 
 import pyloss
 from pyloss.models import load_model
-from pyloss.models.config.fields import FULL, SLIDING
+from pyloss.models.config.fields import CONV, FULL, SLIDING
 from pyloss.models.config.mixture import Mixture
 from pyloss.models.config.model_config import ModelConfig
 from pyloss.models.pruning import even_layers, parse_layers, prune_model
@@ -156,3 +156,22 @@ def test_the_embedded_model_keeps_answering(tmp_path):
     prune_model(model, range(28))
     ids = tokenizer.encode("The capital of France is")
     assert model(np.array([ids], np.int32)).shape == (1, len(ids), model.vocab_size)
+
+
+def test_one_layer_with_attention_stays():
+    config = ModelConfig(
+        "lfm2",
+        vocab_size=29,
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=6,
+        layer_types=[CONV, CONV, FULL, CONV],
+    )
+    model = random_model(config)
+    with pytest.raises(ValueError, match="none with attention.*the first one is 2"):
+        prune_model(model, [0, 3])
+    prune_model(model, [0, 2])
+    assert model.config.layer_types == [CONV, FULL]

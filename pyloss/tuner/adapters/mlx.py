@@ -96,7 +96,10 @@ def _pad_ranks(layers: Mapping[str, Any], arrays: dict[str, np.ndarray]) -> int:
     rank = max(layer.rank for layer in layers.values())
     for name, layer in layers.items():
         if layer.kind == "dora" and layer.lora_a.ndim == 3:
-            raise ValueError(f"{name}: mlx-lm has no DoRA over experts")
+            raise ValueError(
+                f"{name}: mlx-lm has no DoRA over experts; "
+                "fuse() keeps it in the model's weights (pyloss fuse)"
+            )
         for part, axis in zip(("lora_a", "lora_b"), layer.rank_axes(), strict=True):
             arrays[f"{name}.{part}"] = _padded(arrays[f"{name}.{part}"], axis, rank)
     return int(rank)

@@ -232,7 +232,10 @@ def write_peft(
     kind = low_rank_kind("PEFT's layout", layers)
     experts = {name: layer for name, layer in layers.items() if layer.lora_a.ndim == 3}
     if experts and kind == "dora":
-        raise ValueError(f"{next(iter(experts))}: PEFT has no DoRA over experts")
+        raise ValueError(
+            f"{next(iter(experts))}: PEFT has no DoRA over experts; "
+            "fuse() keeps it in the model's weights (pyloss fuse, pyloss export --to hf)"
+        )
     arrays: dict[str, np.ndarray] = {}
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
