@@ -1,10 +1,12 @@
 """The README's tour runs as written, and every shown command is valid."""
 
 import argparse
+import io
 import os
 import re
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -73,7 +75,7 @@ def commands(text):
     lines = [
         m[1]
         for m in re.finditer(
-            r"^ *(?:echo .*\| *)?pyloss ((?:train|distill|eval|generate|fuse|export|convert|prune|bench|info)\b.*)",
+            r"^ *(?:echo .*\| *)?pyloss ((?:train|distill|eval|generate|chat|fuse|export|convert|prune|bench|info)\b.*)",
             text,
             re.M,
         )
@@ -81,7 +83,7 @@ def commands(text):
     lines += [
         m[1]
         for m in re.finditer(
-            r"`pyloss ((?:train|distill|eval|generate|fuse|export|convert|prune|bench|info) [^`]*--model [^`]*)`",
+            r"`pyloss ((?:train|distill|eval|generate|chat|fuse|export|convert|prune|bench|info) [^`]*--model [^`]*)`",
             text,
         )
     ]
@@ -228,12 +230,13 @@ def test_the_readmes_commands_run_one_after_the_other(tmp_path, monkeypatch, cap
         pytest.skip(str(error))
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("what is the weather in oslo\n"))
     answers, losses = [], []
     for line in SHOWN["README.md"]:
         capsys.readouterr()
         assert main(line) == 0, line
         said = capsys.readouterr().out
-        if line[0] == "generate":
+        if line[0] in ("generate", "chat"):
             answers.append(said)
         if line[0] == "eval":
             losses.append(float(re.search(r"loss ([\d.]+)", said)[1]))

@@ -21,6 +21,10 @@ from pyloss.io import console
 BAD_INPUT = (ValueError, OSError, ImportError, NotImplementedError, MemoryError, DeviceError)
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, where a command tells it from Ctrl-C."""
+
+
 class _Lines(logging.Handler):
     """The library's log as lines on standard error."""
 
@@ -63,7 +67,7 @@ def _terminated_as_interrupted() -> Iterator[list[int]]:
 
     def interrupt(number: int, frame: Any) -> None:
         seen.append(number)
-        raise KeyboardInterrupt
+        raise Terminated
 
     signal.signal(signal.SIGTERM, interrupt)
     try:

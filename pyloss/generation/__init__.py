@@ -8,7 +8,13 @@ from pyloss.generation.batch import (
     batch_generate,
 )
 from pyloss.generation.sampling import SamplingParams, make_sampler
-from pyloss.generation.single import GenerationStep, generate, generate_tokens, stream_generate
+from pyloss.generation.single import (
+    GenerationStep,
+    KeptTokens,
+    generate,
+    generate_tokens,
+    stream_generate,
+)
 
 __all__ = [
     "BatchGenerator",
@@ -16,6 +22,7 @@ __all__ = [
     "BatchStats",
     "Completion",
     "GenerationStep",
+    "KeptTokens",
     "SamplingParams",
     "batch_generate",
     "generate",

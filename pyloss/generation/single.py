@@ -44,10 +44,12 @@ def generate_tokens(
     sampler: Sampler | None = None,
     logits_processors: Sequence[Processor] | None = None,
     highest_id: int | None = None,
+    kept: KeptTokens | None = None,
 ) -> Iterator[int]:
     """Token ids after `prompt` (token ids, at least one), without end, one forward pass each.
 
-    Rows of the output past `highest_id` are no tokens, and are not generated.
+    Rows of the output past `highest_id` are no tokens, and are not generated. `kept` holds the
+    tokens that the model has read already; those at the beginning of `prompt` are not read again.
 
     `logits_processors` are called in turn with all token ids so far and the logits [1, V], which
     they may change, as mlx-lm calls them; `sampler` takes the logits [V] that come out.
@@ -58,8 +60,8 @@ def generate_tokens(
             f"the prompt must hold at least one token, in one dimension; its shape is {ids.shape}"
         )
     sampler = sampler or make_sampler()
-    cache = model.make_cache()
-    logits = read_prompt(model, ids, cache)
+    kept = kept or KeptTokens(model)
+    logits = kept.read_prompt(ids)
     known, tokens = list(ids), None if highest_id is None else highest_id + 1
     while True:
         logits = logits[:tokens]
@@ -71,14 +73,68 @@ def generate_tokens(
         token = int(np.asarray(sampler(logits)).reshape(-1)[0])
         known.append(token)
         yield token
-        logits = model.step(np.array([token], np.int32), cache)
+        logits = kept.read(np.array([token], np.int32))
 
 
-def read_prompt(model: Any, ids: np.ndarray, cache: Any) -> np.ndarray:
-    """The logits [V] after a prompt, read into an empty cache in parts of PREFILL tokens."""
+class KeptTokens:
+    """The tokens that a model has read, with their keys and values.
+
+    A later prompt, such as the next turn of a conversation, only reads the tokens after those that
+    it begins with. The model must not change in between.
+
+    Attributes:
+        ids: the token ids in the cache.
+        reused: how many tokens of the latest prompt were not read again.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.reused = 0
+        self.clear()
+
+    def clear(self) -> None:
+        """Drops all tokens."""
+        self.ids: list[int] = []
+        self._cache: Any = None
+
+    def read_prompt(self, prompt: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The logits [V] after a prompt, of which only the new tokens are read."""
+        ids = np.asarray(prompt)
+        self._keep_beginning(ids)
+        self.reused = len(self.ids)
+        return self.read(ids[len(self.ids) :])
+
+    def read(self, ids: np.ndarray) -> np.ndarray:
+        """The logits [V] after further tokens. If that fails, all tokens are dropped."""
+        if self._cache is None:
+            self._cache = self.model.make_cache()
+        try:
+            logits = read_prompt(self.model, ids, self._cache, first=not self.ids)
+            self.ids += ids.tolist()
+        except BaseException:
+            self.clear()
+            raise
+        return logits
+
+    def _keep_beginning(self, ids: np.ndarray) -> None:
+        """Drops the tokens behind those that `ids` begins with; the last of `ids` is read anew."""
+        most = min(len(self.ids), len(ids) - 1)
+        same = np.asarray(self.ids[:most]) == ids[:most]
+        n = most if same.all() else int(same.argmin())
+        if n and self._cache.truncate(n):
+            del self.ids[n:]
+        else:
+            self.clear()
+
+
+def read_prompt(model: Any, ids: np.ndarray, cache: Any, first: bool = True) -> np.ndarray:
+    """The logits [V] after tokens that are read into a cache in parts of PREFILL.
+
+    `first`: the cache is empty.
+    """
     from pyloss.models.cache import PREFILL
 
-    if hasattr(cache, "least"):  # pyloss's own
+    if first and hasattr(cache, "least"):  # pyloss's own
         cache.least = len(ids)
     for begin in range(0, len(ids), PREFILL):
         logits = model.step(ids[begin : begin + PREFILL], cache)
@@ -98,6 +154,7 @@ def stream_generate(
     *,
     sampler: Sampler | None = None,
     logits_processors: Sequence[Processor] | None = None,
+    kept: KeptTokens | None = None,
 ) -> Iterator[GenerationStep]:
     """Generates after `prompt` (a text or token ids), yielding each token as it comes.
 
@@ -107,7 +164,8 @@ def stream_generate(
     Ends with the tokenizer's end tokens, whose text is not part of the answer, or after
     `max_tokens` (-1: no limit). The same `seed` gives the same answer. A `sampler`, of
     `make_sampler` or a function from logits [V] to a token id, takes the place of `temperature` to
-    `seed`; `logits_processors` as in `generate_tokens`.
+    `seed`; `logits_processors` and `kept` as in `generate_tokens`; `prompt_tps` counts the tokens
+    of the prompt that are read.
     """
     from pyloss.models.text.special import encode_text
     from pyloss.models.tokenizer import StreamDecoder
@@ -128,7 +186,8 @@ def stream_generate(
         )
     # Tokenizers of other libraries may not say it.
     highest = getattr(tokenizer, "highest_id", None)
-    tokens = generate_tokens(model, ids, sampler or own, logits_processors, highest)
+    kept = kept or KeptTokens(model)
+    tokens = generate_tokens(model, ids, sampler or own, logits_processors, highest, kept)
     decoder = StreamDecoder(tokenizer, skip_special_tokens=True)
     begin = time.perf_counter()
     first = begin
@@ -143,9 +202,8 @@ def stream_generate(
         if reason:
             text += decoder.flush()
         speed = (count - 1) / (now - first) if count > 1 else 0.0
-        yield GenerationStep(
-            text, token, reason, len(ids), len(ids) / max(first - begin, 1e-9), count, speed
-        )
+        prompt_speed = (len(ids) - kept.reused) / max(first - begin, 1e-9)
+        yield GenerationStep(text, token, reason, len(ids), prompt_speed, count, speed)
         if reason:
             return
 

@@ -96,6 +96,19 @@ def say(text: str) -> None:
     _err.flush()
 
 
+def ask(text: str) -> str:
+    """The line that a user types behind `text`. Raises EOFError at the end of the input.
+
+    Where standard output is no terminal, `text` goes to standard error.
+    """
+    _out.flush()
+    if _out.isatty():
+        return input(text)
+    _err.write(text)
+    _err.flush()
+    return input()
+
+
 def lost() -> bool:
     """Whether text of `out` is known to be lost; `flush=True` makes sure."""
     return _lost is not None

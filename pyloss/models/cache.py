@@ -99,6 +99,29 @@ class KVCache:
         for span in self._spans.values():
             span.held = 0
 
+    def truncate(self, n: int) -> bool:
+        """Drops the tokens after the first n; False, and no change, if it cannot.
+
+        It cannot where a layer has a state of all tokens, where the rows before a window are gone,
+        and where a shorter sequence needs other keys (longrope).
+        """
+        dropped = self.length - n
+        if not dropped:
+            return True
+        if (
+            self._states
+            or self.history
+            or any(
+                span.held - dropped < (min(n, span.window - 1) if span.window else n)
+                for span in self._spans.values()
+            )
+        ):
+            return False
+        self.length = n
+        for span in self._spans.values():
+            span.held -= dropped
+        return True
+
     def _move(self, span: _Span, n: int) -> None:
         kept = min(span.held, span.window - 1) if span.window else span.held
         span.capacity = max(2 * kept, kept + n + SPARE)

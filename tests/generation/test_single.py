@@ -9,7 +9,7 @@ import tiny
 from fake import END, SPECIALS, FakeTokenizer
 
 import pyloss
-from pyloss.generation import generate, generate_tokens, stream_generate
+from pyloss.generation import KeptTokens, generate, generate_tokens, stream_generate
 
 
 @pytest.fixture(scope="module")
@@ -170,3 +170,59 @@ def test_the_package_gives_the_function_whatever_is_imported_first(first):
         check=True,
         env={"PYTHONPATH": ":".join(p for p in sys.path if p)},
     )
+
+
+#: longer sequences need other keys: factors of 1 below 20 tokens
+LONGROPE = {
+    "model_type": "phi3",
+    "original_max_position_embeddings": 20,
+    "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [3.0] * 4},
+}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, *(tiny.FAMILIES[name] for name in ("phi3", "olmo3", "granite")), LONGROPE],
+    ids=["llama", "phi3", "olmo3", "granite", "longrope"],
+)
+def test_kept_tokens_are_not_read_again_and_change_nothing(tmp_path, options):
+    model = tiny.load_tiny(tmp_path / "tiny", **options)
+    rng, kept = np.random.default_rng(0), KeptTokens(model)
+    first = rng.integers(0, 29, 12).tolist()
+    reused = []
+    # goes on; ends differently; is the same; is shorter; grows long; shares nothing
+    more = rng.integers(0, 29, 90).tolist()
+    other = [(token + 1) % 29 for token in first]
+    for prompt in (first, first + more[:4], first + other[:3], first + other[:3], first[:9],
+                   first + more, first[:2] + more, other):  # fmt: skip
+        logits = kept.read_prompt(prompt)
+        expected = KeptTokens(model).read_prompt(prompt)
+        # parts of a prompt are summed in another order
+        np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+        assert kept.ids == prompt
+        reused.append(kept.reused)
+    assert reused[0] == 0 and reused[1] == 12 and reused[-1] == 0
+    if not options:
+        assert reused[2:6] == [12, 14, 8, 9] and reused[6] >= 2
+
+
+def test_streams_with_kept_tokens_give_the_same_answers(model):
+    kept, tokenizer = KeptTokens(model), FakeTokenizer()
+    prompt = [5, 100, 7]
+    for _ in range(3):
+        steps = list(stream_generate(model, tokenizer, prompt, max_tokens=5, kept=kept))
+        alone = list(stream_generate(model, tokenizer, prompt, max_tokens=5))
+        assert [step.token for step in steps] == [step.token for step in alone]
+        prompt = [*prompt, *(step.token for step in steps), 9]
+    assert kept.reused == 13  # all but the last answer's last token, and 9
+
+
+def test_a_step_that_fails_drops_the_kept_tokens(model, monkeypatch):
+    kept = KeptTokens(model)
+    expected = kept.read_prompt([1, 2, 3])
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "step", lambda ids, cache: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            kept.read(np.array([4]))
+    assert kept.ids == []
+    np.testing.assert_array_equal(kept.read_prompt([1, 2, 3]), expected)

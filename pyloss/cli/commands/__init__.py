@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from pyloss.cli.commands.chatting import chat
 from pyloss.cli.commands.converting import convert, export, fuse, prune
 from pyloss.cli.commands.distilling import distill
 from pyloss.cli.commands.evaluating import evaluate
@@ -17,6 +18,7 @@ COMMANDS: dict[str, Callable[[Flags], int]] = {
     "distill": distill,
     "eval": evaluate,
     "generate": generate,
+    "chat": chat,
     "fuse": fuse,
     "export": export,
     "convert": convert,

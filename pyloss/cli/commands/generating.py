@@ -15,43 +15,22 @@ from pyloss.io.console import lost, out, say
 from pyloss.models.text.special import encode_text
 from pyloss.tuner.data.system_prompt import system_prompt_of
 
+#: flags with text
+TEXTS = ("prompt", "system_prompt", "prefill_response", "extra_eos_token", "chat_template_config")
+
 
 def generate(flags: Flags) -> int:
     """`pyloss generate`: prints the answer, or with --prompts writes the answers of a file."""
     from pyloss.generation import stream_generate
 
-    for name, least in (("max_tokens", 1), ("top_k", 0), ("batch_size", 1)) + (
-        (("seed", 0),) if flags["seed"] is not None else ()
-    ):
-        whole(flags[name], flag_text(name), least)
-    for name, most in (("temp", None), ("top_p", 1), ("min_p", 1)):
-        real(flags[name], flag_text(name), 0, most)
-    _utf8(
-        flags,
-        "prompt",
-        "system_prompt",
-        "prefill_response",
-        "extra_eos_token",
-        "chat_template_config",
-    )
-    if flags["no_system_prompt"] and flags["system_prompt"] is not None:
-        raise ValueError(
-            "--system-prompt and --no-system-prompt contradict each other: give one of them"
-        )
+    whole(flags["batch_size"], flag_text("batch_size"), 1)
+    check_flags(flags)
     records = _records(flags)
-    model, tokenizer = models.load(flags["model"], adapter_path=flags["adapter_path"])
-    for token in flags["extra_eos_token"]:
-        ids = tokenizer.encode(token, add_special_tokens=False)
-        if len(ids) != 1:
-            raise ValueError(
-                f"--extra-eos-token {token!r} is {len(ids)} tokens; it must be a single token"
-            )
-        tokenizer.eos_token_ids.add(ids[0])
-    move(model, flags["device"])
+    model, tokenizer = load(flags)
     if records is not None:
         from pyloss.cli.commands.generating_files import generate_file
 
-        encode = _encoder(flags, tokenizer, model)
+        encode = encoder(flags, tokenizer, model)
         generate_file(flags, records, model, tokenizer, encode)
         return 0
     last = None
@@ -71,11 +50,43 @@ def generate(flags: Flags) -> int:
             return 0  # the output is closed; `main` reports it
     out("")
     if flags["verbose"] and last is not None:
-        speeds = (
-            f"prompt {last.prompt_tps:.1f} tokens/s, generation {last.generation_tps:.1f} tokens/s"
-        )
-        say(f"[{speeds}, ended by {last.finish_reason}]")
+        say_speed(last)
     return 0
+
+
+def say_speed(last: Any) -> None:
+    """Prints the speed of an answer, given its last step."""
+    speeds = f"prompt {last.prompt_tps:.1f} tokens/s, generation {last.generation_tps:.1f} tokens/s"
+    say(f"[{speeds}, ended by {last.finish_reason}]")
+
+
+def check_flags(flags: Flags) -> None:
+    """Checks the flags of sampling and of the prompt's text, and decodes the latter."""
+    for name, least in (("max_tokens", 1), ("top_k", 0)) + (
+        (("seed", 0),) if flags["seed"] is not None else ()
+    ):
+        whole(flags[name], flag_text(name), least)
+    for name, most in (("temp", None), ("top_p", 1), ("min_p", 1)):
+        real(flags[name], flag_text(name), 0, most)
+    _utf8(flags, *TEXTS)
+    if flags["no_system_prompt"] and flags["system_prompt"] is not None:
+        raise ValueError(
+            "--system-prompt and --no-system-prompt contradict each other: give one of them"
+        )
+
+
+def load(flags: Flags) -> tuple[Any, Any]:
+    """The model on its device, and its tokenizer with the end tokens of the flags."""
+    model, tokenizer = models.load(flags["model"], adapter_path=flags["adapter_path"])
+    for token in flags["extra_eos_token"]:
+        ids = tokenizer.encode(token, add_special_tokens=False)
+        if len(ids) != 1:
+            raise ValueError(
+                f"--extra-eos-token {token!r} is {len(ids)} tokens; it must be a single token"
+            )
+        tokenizer.eos_token_ids.add(ids[0])
+    move(model, flags["device"])
+    return model, tokenizer
 
 
 def _records(flags: Flags) -> Any:
@@ -97,10 +108,10 @@ def _prompt_ids(flags: Flags, tokenizer: Any, model: Any) -> list[int]:
     text = text.replace("\\n", "\n").replace("\\t", "\t")
     if text == "-":
         text = _read_input()
-    return _encoder(flags, tokenizer, model)([{"role": "user", "content": text}], None)
+    return encoder(flags, tokenizer, model)([{"role": "user", "content": text}], None)
 
 
-def _encoder(
+def encoder(
     flags: Flags, tokenizer: Any, model: Any
 ) -> Callable[[list[dict[str, Any]], Any], list[int]]:
     """Makes the token ids of a conversation (and tools), by the chat template where there is one.
@@ -121,9 +132,9 @@ def _encoder(
                 "it must be a JSON object"
             )
     options = {"add_generation_prompt": True} | options
-    beginning = flags["prefill_response"] or ""
-    plain = flags["ignore_chat_template"] or not tokenizer.chat_template
-    system = None if plain else _system_prompt(flags, model)
+    beginning = flags.get("prefill_response") or ""
+    plain = flags.get("ignore_chat_template") or not tokenizer.chat_template
+    system = None if plain else system_prompt(flags, model)
 
     def encode(messages: list[dict[str, Any]], tools: Any) -> list[int]:
         if plain:
@@ -139,39 +150,47 @@ def _encoder(
     return encode
 
 
+def standard_input(what: str) -> Any:
+    """Standard input as a stream of bytes, or of text where it has no bytes below.
+
+    `what` reads it, for the error if it is closed.
+    """
+    if sys.stdin is None:
+        raise ValueError(f"{what} reads standard input, which is closed")
+    return getattr(sys.stdin, "buffer", sys.stdin)
+
+
 def _read_input() -> str:
     """Standard input, read as UTF-8 in every locale."""
-    if sys.stdin is None:
-        raise ValueError("--prompt - reads standard input, which is closed")
     try:
-        raw = getattr(sys.stdin, "buffer", None)
-        return str(sys.stdin.read() if raw is None else raw.read().decode())
+        text = standard_input("--prompt -").read()
+        return str(text if isinstance(text, str) else text.decode())
     except UnicodeDecodeError as error:
         raise ValueError(f"standard input is not UTF-8 text (byte {error.start})") from None
 
 
+def utf8_text(text: str) -> str:
+    """A text whose bytes a locale other than UTF-8 escaped, read as UTF-8. Raises UnicodeError."""
+    escaped = not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text)
+    return os.fsencode(text).decode() if escaped else text
+
+
 def _utf8(flags: Flags, *names: str) -> None:
     """Decodes the flags `names` as UTF-8: other locales leave escaped bytes in arguments."""
-
-    def read(text: str) -> str:
-        return (
-            text
-            if text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
-            else os.fsencode(text).decode()
-        )
-
     for name in names:
-        given = flags[name]
+        given = flags.get(name)
         try:
             if given:
                 flags[name] = (
-                    read(given) if isinstance(given, str) else [read(text) for text in given]
+                    utf8_text(given)
+                    if isinstance(given, str)
+                    else [utf8_text(text) for text in given]
                 )
         except UnicodeError:
             raise ValueError(f"{flag_text(name)} is not UTF-8 text") from None
 
 
-def _system_prompt(flags: Flags, model: Any) -> str | None:
+def system_prompt(flags: Flags, model: Any) -> str | None:
     """The system prompt of the flags, else the adapter's, with a note; None for none."""
     if flags["no_system_prompt"] or flags["system_prompt"] is not None:
         return None if flags["no_system_prompt"] else str(flags["system_prompt"])

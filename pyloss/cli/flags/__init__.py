@@ -12,7 +12,7 @@ from pyloss.cli.flags.converting import (
 )
 from pyloss.cli.flags.distilling import distill_parser
 from pyloss.cli.flags.evaluating import eval_parser
-from pyloss.cli.flags.generating import generate_parser
+from pyloss.cli.flags.generating import chat_parser, generate_parser
 from pyloss.cli.flags.measuring import bench_parser, info_parser
 from pyloss.cli.flags.training import train_parser
 from pyloss.cli.parser import Parser
@@ -38,6 +38,7 @@ def build_parser(prog: str = "pyloss") -> argparse.ArgumentParser:
     distill_parser(commands)
     eval_parser(commands)
     generate_parser(commands)
+    chat_parser(commands)
     fuse_parser(commands)
     export_parser(commands)
     convert_parser(commands)

@@ -1,7 +1,8 @@
-"""Flags of `pyloss generate`."""
+"""Flags of `pyloss generate` and `pyloss chat`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from pyloss.cli.parser import (
@@ -61,8 +62,44 @@ def generate_parser(commands: Any) -> None:
         metavar="N",
         help="prompts of --prompts that are answered at a time (default: 16)",
     )
+    prompt_flags(add)
+    add("--prefill-response", help="text that the answer begins with")
+    sampling_flags(add, 100)
+    add("--ignore-chat-template", action="store_true", help="use the prompt as it is")
+    ignored_flag(add)
+
+
+def chat_parser(commands: Any) -> None:
+    parser = command(
+        commands,
+        "chat",
+        text="talk to a model",
+        description="""Talk to a model, with or without an adapter, through its chat template.
+/help lists commands, such as /base, which switches the adapter off and on.
+Ctrl-C ends an answer, Ctrl-D the program.""",
+        epilog="""examples:
+  pyloss chat --model smollm2-135m
+  pyloss chat --adapter-path adapters --temp 0.7 --seed 1
+  echo "turn off the lamp in the hall" | pyloss chat --adapter-path adapters
+                              a script's lines: each is a message, answers go to standard output""",
+    )
+    add = parser.add_argument
+    model_flags(
+        add,
+        adapter="folder of an adapter, or a file such as adapters/0000100_adapters.safetensors "
+        "(default: none)",
+    )
+    device_flag(parser)
+    prompt_flags(add)
+    sampling_flags(add, 512)
+    ignored_flag(add)
+
+
+def prompt_flags(add: Callable[..., Any]) -> None:
+    """Adds the flags of the system message and of the template."""
     add(
         "--system-prompt",
+        "--system",
         metavar="TEXT",
         help="the system message (default: the one that the adapter was trained with, if any)",
     )
@@ -71,13 +108,21 @@ def generate_parser(commands: Any) -> None:
         action="store_true",
         help="use no system message, not even the adapter's",
     )
-    add("--prefill-response", help="text that the answer begins with")
+    add(
+        "--chat-template-config",
+        metavar="JSON",
+        help="additional arguments of the chat template, a JSON object",
+    )
+
+
+def sampling_flags(add: Callable[..., Any], max_tokens: int) -> None:
+    """Adds the flags of the answer, with the default `max_tokens`."""
     add(
         "--max-tokens",
         "-m",
         type=whole,
-        default=100,
-        help="largest number of tokens to generate (default: 100)",
+        default=max_tokens,
+        help=f"largest number of tokens to generate (default: {max_tokens})",
     )
     add(
         "--temp",
@@ -111,12 +156,6 @@ def generate_parser(commands: Any) -> None:
         metavar="TOKEN",
         help="additional tokens that end the answer",
     )
-    add("--ignore-chat-template", action="store_true", help="use the prompt as it is")
-    add(
-        "--chat-template-config",
-        metavar="JSON",
-        help="additional arguments of the chat template, a JSON object",
-    )
     add(
         "--verbose",
         type=truth,
@@ -124,4 +163,3 @@ def generate_parser(commands: Any) -> None:
         metavar="T|F",
         help="print the speed after the answer (default: T)",
     )
-    ignored_flag(add)
