@@ -129,8 +129,22 @@ def data_flags(group: Any, batch_text: str = "samples in a batch") -> None:
     setting(
         group,
         "--data",
-        "folder with train.jsonl, valid.jsonl and test.jsonl, or the name of a dataset on the hub",
-        metavar="FOLDER",
+        "file of records (.jsonl, .json, .csv, .tsv, .txt, also with .gz), folder with "
+        "train.jsonl, valid.jsonl and test.jsonl, or the name of a dataset on the hub",
+        metavar="PATH",
+    )
+    setting(
+        group,
+        "--valid-split",
+        "share of the training data to validate on (default: 0.05 of a single file)",
+        type=real,
+    )
+    setting(group, "--test-split", "share of the training data to test on", type=real)
+    setting(
+        group,
+        "--map",
+        "keys of the records, as prompt=question,completion=reply, where they are not recognized",
+        metavar="LIST",
     )
     setting(
         group,

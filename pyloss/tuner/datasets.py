@@ -1,9 +1,10 @@
-"""Datasets: turn records into tokens and targets; load them from JSONL or the Hugging Face hub."""
+"""Datasets: turn records into tokens and targets; load them from files or the Hugging Face hub."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,12 +12,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pyloss.errors import said
+from pyloss.errors import FormatError, counted, said
 from pyloss.io.files import user_path
 from pyloss.models.text.chat_forms import as_text, tools_of
 from pyloss.models.text.special import encode_text, end_id, is_ended
 from pyloss.tuner.data.dataset_text import ShownDataset
+from pyloss.tuner.data.files import ALLOWED, kind, read_records, split_files
+from pyloss.tuner.data.layouts import (
+    Converted,
+    Layout,
+    chat as chat_layout,
+    mapped,
+    place_of,
+    read_map,
+    recognized,
+)
 from pyloss.tuner.data.records import Record, Records, check_messages, check_tools, field, keys_of
+from pyloss.tuner.data.splitting import DEFAULT_SPLIT, check_shares, cut, split_keys
 from pyloss.tuner.data.targets import TRAIN_ON, Sample, as_sample, chat_sample
 
 log = logging.getLogger("pyloss")
@@ -24,6 +36,7 @@ log = logging.getLogger("pyloss")
 SPLITS = {"train": ("train",), "valid": ("valid", "validation"), "test": ("test",)}
 _NO_SPLITS = "no train.jsonl, valid.jsonl or test.jsonl in this folder"
 _HUB_FILES = (".parquet", ".jsonl", ".json", ".csv", ".arrow")
+_HUB_ALONE = {".parquet", ".arrow"}  # of these, those that only the hub's package reads
 
 
 def resolve_train_on(train_on: str | None, mask_prompt: bool) -> str:
@@ -52,7 +65,10 @@ class _Dataset(ShownDataset):
         tokenizer: encodes the records.
         train_on: "last", "assistant" or "all".
         mask_prompt: whether `train_on` leaves the prompt untrained.
+        layout: how the records are laid out, if `create_dataset` made the dataset.
     """
+
+    layout: Layout | None = None
 
     def __init__(
         self, data: Any, tokenizer: Any, mask_prompt: bool = False, train_on: str | None = None
@@ -107,13 +123,32 @@ class _Dataset(ShownDataset):
 
     def where(self, idx: int) -> str:
         """The origin of record `idx`, for error messages."""
-        return self._data.where(idx) if isinstance(self._data, Records) else f"record {idx}"
+        return place_of(self._data, idx)
+
+    def given(self, idx: int) -> Record:
+        """Record `idx` as its file has it; `self[idx]` may be converted from that."""
+        return self._data.given(idx) if isinstance(self._data, Converted) else self[idx]
+
+    def select(self, indices: Sequence[int]) -> Any:
+        """The dataset of some of the records of a file."""
+        part = copy(self)
+        part._data = self._data.select(indices)
+        return part
+
+    def check_all(self) -> None:
+        """Checks every record; raises `ValueError` for an unusable one."""
+        for i in range(len(self)):
+            self.check(self[i], self.where(i))
 
     def check(self, record: Mapping[str, Any], where: str) -> None:
         """Raises `ValueError` if the record lacks a needed key.
 
         The message names `where`, the keys found and the keys expected.
         """
+        raise NotImplementedError
+
+    def split_record(self, idx: int) -> Record:
+        """Record `idx` under the keys prompt, messages or text."""
         raise NotImplementedError
 
     def system_prompt(self) -> str | None:
@@ -140,6 +175,9 @@ class TextDataset(_Dataset):
 
     def check(self, record: Mapping[str, Any], where: str) -> None:
         field(record, self.text_key, str, where, repr(self.text_key))
+
+    def split_record(self, idx: int) -> Record:
+        return {"text": self[idx][self.text_key]}
 
     def _sample(self, record: Record) -> Sample:
         tokens = encode_text(self.tokenizer, record[self.text_key])
@@ -176,6 +214,9 @@ class ChatDataset(_Dataset):
 
     def check(self, record: Mapping[str, Any], where: str) -> None:
         check_messages(record, self.chat_key, where)
+
+    def split_record(self, idx: int) -> Record:
+        return {"messages": self[idx][self.chat_key]}
 
     def system_prompt(self) -> str | None:
         return _shared(_system_prompt(self[i][self.chat_key]) for i in range(len(self)))
@@ -217,6 +258,9 @@ class CompletionsDataset(_Dataset):
         for key in (self.prompt_key, self.completion_key):
             field(record, key, str, where, f"{self.prompt_key!r} and {self.completion_key!r}")
         check_tools(record, where)
+
+    def split_record(self, idx: int) -> Record:
+        return {"prompt": self[idx][self.prompt_key]}
 
     def _conversation(self, record: Record) -> tuple[list[dict[str, Any]], Any]:
         messages = [
@@ -381,56 +425,148 @@ def _sample_of(dataset: Any, idx: int) -> Sample:
 
 
 def create_dataset(data: Any, tokenizer: Any, config: Any) -> _Dataset:
-    """The dataset for `data`; the keys of its first record select the class.
+    """The dataset for `data`; the keys of its first record select layout and class.
 
-    `config` may have `mask_prompt`, `train_on`, `prompt_feature`, `completion_feature`,
-    `chat_feature` and `text_feature`. Raises `ValueError` for an empty dataset, for unknown keys,
-    and for text records with a masked prompt.
+    `config` may have `mask_prompt`, `train_on`, `map` (see `layouts.read_map`) and, as in mlx-lm,
+    `prompt_feature`, `completion_feature`, `chat_feature` and `text_feature`. Raises `ValueError`
+    for an empty dataset, for unknown keys, and for text records with a masked prompt.
     """
     if len(data) == 0:
         raise ValueError("the dataset is empty")
+    layout, keys = _layout_of(data, config)
+    given = data if layout.convert is None else Converted(data, layout)
     mask_prompt = bool(getattr(config, "mask_prompt", False))
     train_on = getattr(config, "train_on", None)
-    prompt = getattr(config, "prompt_feature", None) or "prompt"
-    completion = getattr(config, "completion_feature", None) or "completion"
-    chat = getattr(config, "chat_feature", None) or "messages"
-    text = getattr(config, "text_feature", None) or "text"
-    if prompt in data[0] and completion in data[0]:
-        return CompletionsDataset(data, tokenizer, prompt, completion, mask_prompt, train_on)
-    if chat in data[0]:
-        return ChatDataset(data, tokenizer, chat, mask_prompt, train_on)
-    if text in data[0]:
-        if resolve_train_on(train_on, mask_prompt) != "all":
-            raise ValueError(
-                f"records of {text!r} have no prompt to mask: leave out mask_prompt and train_on"
-            )
-        return TextDataset(data, tokenizer, text)
-    where = data.where(0) if isinstance(data, Records) else "record 0"
-    expected = f"{prompt!r} and {completion!r}, or {chat!r}, or {text!r}"
-    raise ValueError(f"{where}: the record's keys are {keys_of(data[0])}; expected {expected}")
+    dataset: _Dataset
+    if layout.form == "completion":
+        dataset = CompletionsDataset(given, tokenizer, keys[0], keys[1], mask_prompt, train_on)
+    elif layout.form == "messages":
+        dataset = ChatDataset(given, tokenizer, keys[0], mask_prompt, train_on)
+    elif resolve_train_on(train_on, mask_prompt) != "all":
+        raise ValueError(
+            f"records of {keys[0]!r} have no prompt to mask: leave out mask_prompt and train_on"
+        )
+    else:
+        dataset = TextDataset(given, tokenizer, keys[0])
+    dataset.layout = layout
+    return dataset
+
+
+_FORM_KEYS = {"completion": ("prompt", "completion"), "messages": ("messages",), "text": ("text",)}
+
+
+def _layout_of(data: Any, config: Any) -> tuple[Layout, tuple[str, ...]]:
+    """The layout of `data`, and the keys of its form.
+
+    Raises `ValueError` that names the first record if its layout is not known.
+    """
+    features = [
+        getattr(config, f"{name}_feature", None)
+        for name in ("prompt", "completion", "chat", "text")
+    ]
+    prompt, completion, chat, text = (
+        own or name
+        for own, name in zip(features, ("prompt", "completion", "messages", "text"), strict=True)
+    )
+    first = data[0]
+    if mapping := getattr(config, "map", None):
+        try:
+            layout = mapped(read_map(mapping), first)
+        except ValueError as e:
+            raise ValueError(f"{place_of(data, 0)}: {e}") from None
+        return layout, _FORM_KEYS[layout.form]
+    if prompt in first and completion in first:
+        return Layout("prompt and answer", (prompt, completion), "completion"), (prompt, completion)
+    if chat in first:
+        layout = chat_layout(chat, first, _keys(data))
+        return layout, (chat,) if layout.convert is None else _FORM_KEYS["messages"]
+    if text in first:
+        return Layout("plain text", (text,), "text"), (text,)
+    if any(features):
+        expected = f"{prompt!r} and {completion!r}, or {chat!r}, or {text!r}"
+        raise ValueError(
+            f"{place_of(data, 0)}: the record's keys are {keys_of(first)}; expected {expected}"
+        )
+    try:
+        layout = recognized(first, _keys(data))
+    except ValueError as e:
+        raise ValueError(f"{place_of(data, 0)}: {e}") from None
+    return layout, _FORM_KEYS[layout.form]
+
+
+def _keys(data: Any) -> Collection[str]:
+    """The keys of all records; records of the hub share theirs."""
+    return set().union(*data) if isinstance(data, Records) else set(data[0])
 
 
 def load_local_dataset(data_path: Path | str, tokenizer: Any, config: Any) -> tuple[Any, Any, Any]:
-    """`(train, valid, test)` from `train.jsonl`, `valid.jsonl` and `test.jsonl` in a folder.
+    """`(train, valid, test)` from the files train, valid and test in a folder, or from one file.
 
-    A missing or empty file gives `[]`. Every record is checked. Raises `FormatError` for a line
-    that is not JSON, `ValueError` for a record without the needed keys.
+    The files are `train.jsonl` or of another kind that `read_records` reads. A missing or empty
+    file gives `[]`. `config.valid_split` and `config.test_split` cut a share off the training data.
+    Every record is checked. Raises `FormatError` for a file that is not of its kind, `ValueError`
+    for a record without the needed keys.
     """
+    path = user_path(data_path)
+    if path.is_dir() or kind(path) is None:
+        return _load_folder(path, tokenizer, config)
+    dataset = _load_file(path, tokenizer, config)
+    if not len(dataset):
+        return [], [], []
+    log.info("data %s: %s, %s", path, counted(len(dataset), "record"), dataset.layout)
+    testing = getattr(config, "test", False)
+    test_share = getattr(config, "test_split", None)
+    if testing and not getattr(config, "train", True) and test_share is None:
+        log.info("All records are test data; test_split takes a part.")
+        return [], [], dataset
+    valid_share = getattr(config, "valid_split", None)
+    return _cut(
+        dataset,
+        DEFAULT_SPLIT if valid_share is None else valid_share,
+        test_share if test_share is not None else DEFAULT_SPLIT if testing else 0.0,
+    )
 
-    def subset(names: tuple[str, ...]) -> Any:
-        path = next(
-            (p for p in (user_path(data_path) / f"{n}.jsonl" for n in names) if p.exists()), None
-        )
-        records = [] if path is None else Records(path)
-        if not isinstance(records, Records) or not records:
-            return []
-        dataset = create_dataset(records, tokenizer, config)
-        for i, record in enumerate(records):
-            dataset.check(record, records.where(i))
-        return dataset
 
-    train, valid, test = map(subset, SPLITS.values())
-    return train, valid, test
+def _load_folder(folder: Path, tokenizer: Any, config: Any) -> tuple[Any, Any, Any]:
+    files = split_files(folder, list(SPLITS.values()))
+    found = [[] if path is None else _load_file(path, tokenizer, config) for path in files]
+    layouts = [dataset.layout for dataset in found if len(dataset)]
+    for line in dict.fromkeys(str(layout) for layout in layouts if layout.convert is not None):
+        log.info("data %s: %s", folder, line)
+    shares = {}
+    for name, path in (("valid", files[1]), ("test", files[2])):
+        shares[name] = getattr(config, f"{name}_split", None) or 0.0
+        if shares[name] and path is not None:
+            raise ValueError(
+                f"{name}_split is {shares[name]!r:.80}, but {path} has the {name} data: "
+                "leave out one of them"
+            )
+    if not any(shares.values()) or not len(found[0]):
+        return found[0], found[1], found[2]
+    train, valid, test = _cut(found[0], shares["valid"], shares["test"])
+    return train, valid or found[1], test or found[2]
+
+
+def _load_file(path: Path, tokenizer: Any, config: Any) -> Any:
+    """The checked dataset of a file; `[]` if it has no records."""
+    records = read_records(path)
+    if not records:
+        return []
+    dataset = create_dataset(records, tokenizer, config)
+    dataset.check_all()
+    return dataset
+
+
+def _cut(dataset: Any, valid: float, test: float) -> tuple[Any, Any, Any]:
+    check_shares(valid, test)
+    keys = [split_keys(dataset.split_record(i), dataset.given(i)) for i in range(len(dataset))]
+    parts = cut(keys, valid, test)
+    counts = f"{len(parts[0]):,} records to train on, {len(parts[1]):,} to validate"
+    counts += f", {len(parts[2]):,} to test" if test else ""
+    shares = f"valid_split {valid:g}" + (f", test_split {test:g}" if test else "")
+    log.info("Cut by a hash of the prompts (%s): %s", shares, counts)
+    found = [dataset.select(part) if part else [] for part in parts]
+    return found[0], found[1], found[2]
 
 
 def load_hf_dataset(data_id: str, tokenizer: Any, config: Any) -> tuple[Any, Any, Any]:
@@ -532,16 +668,23 @@ def load_dataset(
     completion_feature: str | None = None,
     chat_feature: str | None = None,
     text_feature: str | None = None,
+    map: str | Mapping[str, str] | None = None,
+    valid_split: float | None = None,
+    test_split: float | None = None,
 ) -> tuple[Any, Any, Any]:
     """`(train, valid, test)`, each a dataset or `[]`.
 
-    `args` is a folder with `train.jsonl` (and `valid.jsonl`, `test.jsonl`), a folder in the hub's
-    layout, a dataset's name on the hub, or mlx-lm's namespace with `data` or `hf_dataset`. Keywords
-    override the namespace. `train=True` (the default) requires training data, `test=True` requires
-    test data.
+    `args` is a file of records, a folder with `train.jsonl` (and `valid.jsonl`, `test.jsonl`), a
+    folder in the hub's layout, a dataset's name on the hub, or mlx-lm's namespace with `data` or
+    `hf_dataset`. Keywords override the namespace. `train=True` (the default) requires training
+    data, `test=True` requires test data.
 
-    Raises `ValueError` for missing or unusable data, `FormatError` for a line that is not JSON,
-    and `ImportError` if the hub's package is needed but not installed.
+    `valid_split` and `test_split` cut a share off the training data of a file or folder; for a
+    file, `valid_split` is 0.05 unless given. `map` says the records' keys, as
+    `{"prompt": "question", "completion": "reply"}`.
+
+    Raises `ValueError` for missing or unusable data, `FormatError` for a file that is not of its
+    kind, and `ImportError` if the hub's package is needed but not installed.
     """
     given = {k: v for k, v in locals().items() if k not in ("args", "tokenizer") and v is not None}
     if not isinstance(args, (str, Path)) and not hasattr(args, "__dict__"):
@@ -561,6 +704,8 @@ def load_dataset(
             raise ValueError(
                 f"no {name} data in {place!r}: {name}.jsonl (or the hub's split) is missing or "
                 f"empty"
+                if not (isinstance(place, str) and user_path(place).is_file())
+                else f"no {name} data in {place!r}: the file has no records"
             )
     if config.train and len(found[1]) == 0:
         log.warning("No validation data found: training goes on without validation.")
@@ -575,13 +720,22 @@ def _load_path(config: Any, tokenizer: Any) -> tuple[Any, Any, Any]:
         )
     path = user_path(data)
     if path.is_dir():
-        if any((path / f"{n}.jsonl").exists() for names in SPLITS.values() for n in names):
+        files = [file for file in split_files(path, list(SPLITS.values())) if file is not None]
+        of_hub = {p.suffix for p in path.rglob("*")}.intersection(_HUB_FILES)
+        ours = [file for file in files if kind(file) == ".jsonl" or not of_hub & _HUB_ALONE]
+        if ours:
             return load_local_dataset(path, tokenizer, config)
-        if any(p.suffix in _HUB_FILES for p in path.rglob("*")):
+        if of_hub:
             return load_hf_dataset(str(path), tokenizer, config)
         raise ValueError(f"{path}: {_NO_SPLITS}, nor data in the hub's layout")
     if path.exists():
-        raise ValueError(f"{path} is a file: give the folder in which train.jsonl lies")
+        if kind(path) is None:
+            raise FormatError(
+                path, None, f"is of an unknown kind; allowed are a folder and files {ALLOWED}"
+            )
+        return load_local_dataset(path, tokenizer, config)
+    if kind(path) is not None:
+        raise ValueError(f"{data}: there is no such file")
     if str(data).count("/") > 1 or str(data).endswith("/") or str(data)[0] in "./~\\":
-        raise ValueError(f"{data}: there is no such folder")
+        raise ValueError(f"{data}: there is no such folder or file")
     return load_hf_dataset(str(data), tokenizer, config)

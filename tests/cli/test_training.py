@@ -287,3 +287,19 @@ def test_the_log_is_left_as_it_was(world):
     before = (list(log.handlers), log.level)
     main(["info"])
     assert (log.handlers, log.level) == before
+
+
+def test_a_file_of_another_layout_trains_with_flags_for_keys_and_splits(world, capsys, tmp_path):
+    rows = ["q,a", *(f"say {i},hello {i}" for i in range(40))]
+    (tmp_path / "mine.csv").write_text("\n".join(rows))
+    argv = [*TRAIN, "--data", "mine.csv", "--map", "prompt=q,completion=a", "--valid-split", "0.2"]
+    assert main([*argv, "--mask-prompt"]) == 0
+    err = capsys.readouterr().err
+    assert "data mine.csv: 40 records, mapped to a pair: q, a" in err
+    assert "(valid_split 0.2): " in err and "val loss" in err
+    config = json.loads((tmp_path / "adapters" / "adapter_config.json").read_text())
+    assert config["map"] == {"prompt": "q", "completion": "a"} and config["valid_split"] == 0.2
+    fails(capsys, [*TRAIN, "--data", "mine.csv"], "keys are 'q', 'a'; expected", "--map")
+    fails(capsys, [*argv, "--map", "q"], "map is 'q'; allowed: prompt=KEY,completion=KEY")
+    fails(capsys, [*argv, "--valid-split", "1"], "valid_split is 1", "below 1")
+    fails(capsys, [*TRAIN, "--data", "none.csv"], "none.csv: there is no such file")

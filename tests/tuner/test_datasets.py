@@ -333,7 +333,7 @@ def test_a_pipe_is_not_waited_for(tmp_path, tokenizer):
 def test_a_record_of_many_keys_names_the_first(folder, tokenizer):
     with pytest.raises(ValueError, match="'0', '1', '2', .*'9', ...; expected") as caught:
         ds.load_dataset(folder(train=[{str(i) if i else "0": i for i in range(10_000)}]), tokenizer)
-    assert len(str(caught.value)) < 500
+    assert len(str(caught.value)) < 800
 
 
 @pytest.mark.parametrize("nested", ["tools", "arguments"])
@@ -365,8 +365,8 @@ def deeper(function, argument, calls):
     [
         (
             None,
-            {"question": "a", "answer": "b"},
-            r"line 1: the record's keys are 'question', 'answer'; expected 'prompt' and",
+            {"wrong": "a", "reply": "b"},
+            r"line 1: the record's keys are 'wrong', 'reply'; expected one of these layouts: .*--map",
         ),
         (
             QA,
@@ -419,15 +419,98 @@ def test_paths_that_lead_nowhere(tmp_path, tokenizer):
         ValueError, match=r"no train.jsonl, valid.jsonl or test.jsonl in this folder"
     ):
         ds.load_dataset(tmp_path, tokenizer)
-    with pytest.raises(ValueError, match="there is no such folder"):
+    with pytest.raises(ValueError, match="there is no such folder or file"):
         ds.load_dataset(f"{tmp_path}/nothing/", tokenizer)
-    (tmp_path / "train.jsonl").write_text("{}")
-    with pytest.raises(ValueError, match="is a file: give the folder"):
-        ds.load_dataset(tmp_path / "train.jsonl", tokenizer)
+    for name in ("nothing.jsonl", "owner/name.csv.gz"):  # no name of the hub
+        with pytest.raises(ValueError, match=f"{name}: there is no such file"):
+            ds.load_dataset(name, tokenizer)
+    (tmp_path / "data.xlsx").write_text("")
+    with pytest.raises(FormatError, match=r"unknown kind; allowed are a folder and files .jsonl"):
+        ds.load_dataset(tmp_path / "data.xlsx", tokenizer)
     with pytest.raises(ValueError, match="no data given"):
         ds.load_dataset(SimpleNamespace(train=True, test=False), tokenizer)
     with pytest.raises(TypeError, match="must be a path"):
         ds.load_dataset(["data/"], tokenizer)
+
+
+# Files, layouts and splits
+
+
+def test_a_file_is_cut_for_validation_and_said(tmp_path, tokenizer, caplog):
+    caplog.set_level("INFO", "pyloss")
+    rows = [{"instruction": f"add {i}", "input": "", "output": "done"} for i in range(200)]
+    (tmp_path / "data.json").write_text(json.dumps(rows))
+    train, valid, test = ds.load_dataset(tmp_path / "data.json", tokenizer, mask_prompt=True)
+    assert len(train) + len(valid) == 200 and 1 <= len(valid) <= 25 and test == []
+    assert isinstance(train, ds.CompletionsDataset) and valid.train_on == "last"
+    assert "data.json: 200 records, Alpaca: instruction, input, output" in caplog.text
+    assert (
+        f"(valid_split 0.05): {len(train)} records to train on, {len(valid)} to val" in caplog.text
+    )
+    assert targets(valid.sample(0), tokenizer) == [f"done{END}\n"]
+    again = ds.load_dataset(tmp_path / "data.json", tokenizer)
+    assert list(again[1]) == list(valid)
+    whole = ds.load_dataset(tmp_path / "data.json", tokenizer, valid_split=0)
+    assert len(whole[0]) == 200 and whole[1] == []
+
+
+def test_test_data_of_a_file(tmp_path, tokenizer):
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps({**QA, "prompt": f"why {i}"}) + "\n" for i in range(200)))
+    train, valid, test = ds.load_dataset(path, tokenizer, test_split=0.2, test=True)
+    assert len(train) + len(valid) + len(test) == 200 and len(test) > 20
+    assert list(ds.load_dataset(path, tokenizer)[1]) == list(valid)  # whatever the test data
+    alone = ds.load_dataset(path, tokenizer, test_split=0.2, test=True, train=False)
+    assert list(alone[2]) == list(test)
+    alone = ds.load_dataset(path, tokenizer, test=True, train=False)
+    assert alone[:2] == ([], []) and len(alone[2]) == 200
+    assert len(ds.load_dataset(path, tokenizer, test=True)[2]) > 0
+
+
+def test_a_folder_is_cut_only_if_asked(folder, tokenizer):
+    path = folder(train=[{"text": f"text {i}"} for i in range(100)])
+    assert [len(d) for d in ds.load_dataset(path, tokenizer)] == [100, 0, 0]
+    train, valid, test = ds.load_dataset(path, tokenizer, valid_split=0.2)
+    assert len(train) + len(valid) == 100 and len(valid) > 5 and test == []
+    folder(valid=[{"text": "a"}])
+    with pytest.raises(ValueError, match=r"valid_split is 0.2, but .*valid.jsonl has the valid"):
+        ds.load_dataset(path, tokenizer, valid_split=0.2)
+    assert [len(d) for d in ds.load_dataset(path, tokenizer)] == [100, 1, 0]
+
+
+def test_a_folder_of_other_kinds(tmp_path, tokenizer, caplog):
+    caplog.set_level("INFO", "pyloss")
+    (tmp_path / "train.csv").write_text("question,answer\na,b\nc,d\n")
+    (tmp_path / "test.csv").write_text("question,answer\ne,f\n")
+    (tmp_path / "valid.txt").write_text("notes")
+    train, valid, test = ds.load_dataset(tmp_path, tokenizer)
+    assert list(train)[1] == {"prompt": "c", "completion": "d"} and len(test) == 1 and valid == []
+    assert caplog.text.count(f"data {tmp_path}: prompt and answer: question, answer") == 1
+
+
+def test_an_unusable_record_of_another_layout_is_named(tmp_path, tokenizer):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([{"question": "a", "answer": "b"}, {"question": "a", "answer": 3}]))
+    with pytest.raises(ValueError, match=r"a.json, record 2: 'answer' is a number, and must be"):
+        ds.load_dataset(path, tokenizer)
+    path.write_text("[]")
+    with pytest.raises(ValueError, match=r"no train data in .*a.json': the file has no records"):
+        ds.load_dataset(path, tokenizer)
+    path.write_text('[{"question": "a", "answer": "b"}]')
+    assert [len(part) for part in ds.load_dataset(path, tokenizer)] == [1, 0, 0]
+
+
+def test_a_map_of_keys(folder, tokenizer):
+    path = folder(train=[{"q": "why", "reply": "so", "rules": "be brief", "text": "other"}])
+    for given in ("prompt=q,completion=reply", {"prompt": "q", "completion": "reply"}):
+        data = ds.load_dataset(path, tokenizer, map=given)[0]
+        assert data[0] == {"prompt": "why", "completion": "so"} and data.given(0)["q"] == "why"
+    data = ds.load_dataset(path, tokenizer, map="prompt=q,completion=reply,system=rules")[0]
+    assert [m["content"] for m in data[0]["messages"]] == ["be brief", "why", "so"]
+    with pytest.raises(ValueError, match="line 1: --map names the key 'a'; the record's keys are"):
+        ds.load_dataset(path, tokenizer, map="prompt=q,completion=a")
+    with pytest.raises(ValueError, match="line 1: prompt=KEY,completion=KEY or messages=KEY"):
+        ds.load_dataset(path, tokenizer, map="prompt=q")
 
 
 # The hub: its own call, on folders in its layout

@@ -1,12 +1,15 @@
-"""Reads and checks JSONL records. Error messages name the file, the line and the expected form."""
+"""Reads JSONL records and checks records. Error messages name file, line and expected form."""
 
 from __future__ import annotations
 
 import codecs
+import gzip
 import json
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pyloss.errors import FormatError
 from pyloss.io.files import kind_named, kind_of
@@ -16,49 +19,73 @@ Record = dict[str, Any]
 
 
 class Records(list[Record]):
-    """The records of one JSONL file, in order.
+    """The records of one file, in order.
 
     Attributes:
         path: the file.
     """
 
-    def __init__(self, path: Path):
-        """Reads `path` and skips blank lines.
+    def __init__(self, path: Path, found: Iterable[tuple[str, Record]] | None = None):
+        """Takes the records of `found`, each with its place in the file.
 
-        Raises `FormatError` for a line that is not one UTF-8 JSON object.
+        Without `found` it reads `path` as JSONL, skips blank lines, and raises `FormatError` for a
+        line that is not one UTF-8 JSON object.
         """
         super().__init__()
         self.path = path
-        self._lines: list[int] = []
-        for number, record in _read(path):
+        self._places: list[str] = []
+        for place, record in read_lines(path) if found is None else found:
             self.append(record)
-            self._lines.append(number)
+            self._places.append(place)
 
     def where(self, index: int) -> str:
-        """The file and line of a record, for error messages."""
-        return f"{self.path}, line {self._lines[index]}"
+        """The file and place of a record, for error messages."""
+        return f"{self.path}, {self._places[index]}"
+
+    def select(self, indices: Sequence[int]) -> Records:
+        """Some of the records, with their places."""
+        return Records(self.path, [(self._places[i], self[i]) for i in indices])
 
 
-def _read(path: Path) -> Iterator[tuple[int, Record]]:
+@contextmanager
+def opened(path: Path) -> Iterator[IO[bytes]]:
+    """The file's bytes, decompressed if its name ends in .gz.
+
+    Raises `FormatError` for a pipe or folder, and for a damaged or truncated .gz file.
+    """
     if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
         raise FormatError(path, None, "is not a file")
-    with open(path, "rb") as file:
+    try:
+        with gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb") as file:
+            yield file  # type: ignore[misc]
+    except (EOFError, gzip.BadGzipFile, zlib.error) as e:
+        raise FormatError(path, None, f"is not a whole gzip file: {e}") from None
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, Record]]:
+    """The records of a JSONL file, each with its line."""
+    with opened(path) as file:
         for number, raw in enumerate(file, 1):
             what = f"line {number}"
-            record = _parsed(path, what, raw)
-            if record is None:
-                continue
-            if not isinstance(record[0], dict):
-                raise FormatError(
-                    path,
-                    what,
-                    f'is {kind_of(record[0])}, and must be an object such as {{"text": ...}}',
-                )
-            yield number, record[0]
+            record = parsed(path, what, raw)
+            if record is not None:
+                yield what, as_record(path, what, record[0])
 
 
-def _parsed(path: Path, what: str, raw: bytes) -> list[Any] | None:
-    """A one-element list with the line's JSON value (which may be null); None for a blank line."""
+def as_record(path: Path, what: str, value: Any) -> Record:
+    """`value` if it is an object; else `FormatError`."""
+    if not isinstance(value, dict):
+        raise FormatError(
+            path, what, f'is {kind_of(value)}, and must be an object such as {{"text": ...}}'
+        )
+    return value
+
+
+def parsed(path: Path, what: str | None, raw: bytes) -> list[Any] | None:
+    """A one-element list with the JSON value (which may be null) of a line or file; None if blank.
+
+    Raises `FormatError` naming `path` and `what` for anything else.
+    """
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise FormatError(path, what, "is UTF-16 text, and must be UTF-8")
     try:
@@ -81,8 +108,9 @@ def _parsed(path: Path, what: str, raw: bytes) -> list[Any] | None:
         if "\\u" in line:
             json.dumps(record, ensure_ascii=False).encode("utf-8")
     except json.JSONDecodeError as e:
+        at = f"line {e.lineno}, column {e.colno}" if e.lineno > 1 else f"column {e.colno}"
         raise FormatError(
-            path, what, f"is not valid JSON: {e.msg.removesuffix(' at')} at column {e.colno}"
+            path, what, f"is not valid JSON: {e.msg.removesuffix(' at')} at {at}"
         ) from None
     except UnicodeEncodeError:
         raise FormatError(

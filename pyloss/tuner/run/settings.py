@@ -22,6 +22,7 @@ from pyloss.optim import OPTIMIZERS, build_schedule
 from pyloss.runtime.precision import PRECISIONS
 from pyloss.tuner.adapters.lora_parameters import INITS, PEFT_NAMES, read_lora_parameters
 from pyloss.tuner.adapters.registry import KINDS
+from pyloss.tuner.data.layouts import read_map
 from pyloss.tuner.run.yaml_file import read_yaml
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -191,6 +192,13 @@ def _pairs(value: Any) -> str | list[list[int]]:
     return pairs
 
 
+def _map(value: Any) -> dict[str, str]:
+    try:
+        return read_map(value)
+    except ValueError as error:
+        raise Refused(str(error)) from None
+
+
 LORA_SCHEMA = {
     "rank": Key(_integer(1)),
     "scale": Key(_number(0, above=True)),
@@ -278,6 +286,9 @@ SCHEMA: dict[str, Key] = {
     "config": Key(_optional(_path)),
     # keys that mlx-lm does not have
     "device": Key(_optional(_text)),
+    "map": Key(_optional(_map)),
+    "valid_split": Key(_optional(_number(0, below=1))),  # None: 0.05 of a single file
+    "test_split": Key(_optional(_number(0, below=1))),
     "train_on": Key(_optional(_one_of("last", "assistant", "all"))),
     "max_grad_norm": Key(_optional(_number(0, above=True))),
     "warmup": Key(_integer(0), 0),
@@ -319,6 +330,8 @@ RENAMED = {
     "max_steps": "iters",
     "num_train_epochs": "iters",
     "per_device_train_batch_size": "batch_size",
+    "val_split": "valid_split",
+    "val_set_size": "valid_split",
     "use_dora": "fine_tune_type",
     "warmup_steps": "warmup",
     **PEFT_NAMES,
