@@ -37,6 +37,7 @@ OWN = {
     "adapters-fused",
     "big.gguf",
     "big/",
+    "mine.csv",
     "data/",
     "small/",
 }
@@ -75,7 +76,7 @@ def commands(text):
     lines = [
         m[1]
         for m in re.finditer(
-            r"^ *(?:echo .*\| *)?pyloss ((?:train|distill|eval|generate|chat|fuse|export|convert|prune|bench|info)\b.*)",
+            r"^ *(?:echo .*\| *)?pyloss ((?:train|data|distill|eval|generate|chat|fuse|export|convert|prune|bench|info)\b.*)",
             text,
             re.M,
         )
@@ -83,7 +84,7 @@ def commands(text):
     lines += [
         m[1]
         for m in re.finditer(
-            r"`pyloss ((?:train|distill|eval|generate|chat|fuse|export|convert|prune|bench|info) [^`]*--model [^`]*)`",
+            r"`pyloss ((?:train|data|distill|eval|generate|chat|fuse|export|convert|prune|bench|info) [^`]*--model [^`]*)`",
             text,
         )
     ]

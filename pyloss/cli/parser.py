@@ -140,6 +140,12 @@ def data_flags(group: Any, batch_text: str = "samples in a batch") -> None:
         type=real,
     )
     setting(group, "--test-split", "share of the training data to test on", type=real)
+    target_flags(group)
+    setting(group, "--batch-size", batch_text, type=whole)
+
+
+def target_flags(group: Any) -> None:
+    """Adds the flags that say what the records are and which of their tokens are trained."""
     setting(
         group,
         "--map",
@@ -165,7 +171,6 @@ def data_flags(group: Any, batch_text: str = "samples in a batch") -> None:
         "largest number of tokens of a sample; longer samples are cut",
         type=whole,
     )
-    setting(group, "--batch-size", batch_text, type=whole)
 
 
 def device_flag(group: Any) -> None:

@@ -147,8 +147,8 @@ class _Dataset(ShownDataset):
         """
         raise NotImplementedError
 
-    def split_record(self, idx: int) -> Record:
-        """Record `idx` under the keys prompt, messages or text."""
+    def form(self, idx: int) -> Record:
+        """Record `idx` with the keys prompt and completion, or messages, or text, and its tools."""
         raise NotImplementedError
 
     def system_prompt(self) -> str | None:
@@ -176,7 +176,7 @@ class TextDataset(_Dataset):
     def check(self, record: Mapping[str, Any], where: str) -> None:
         field(record, self.text_key, str, where, repr(self.text_key))
 
-    def split_record(self, idx: int) -> Record:
+    def form(self, idx: int) -> Record:
         return {"text": self[idx][self.text_key]}
 
     def _sample(self, record: Record) -> Sample:
@@ -215,8 +215,9 @@ class ChatDataset(_Dataset):
     def check(self, record: Mapping[str, Any], where: str) -> None:
         check_messages(record, self.chat_key, where)
 
-    def split_record(self, idx: int) -> Record:
-        return {"messages": self[idx][self.chat_key]}
+    def form(self, idx: int) -> Record:
+        record = self[idx]
+        return {"messages": record[self.chat_key], **_tools(record)}
 
     def system_prompt(self) -> str | None:
         return _shared(_system_prompt(self[i][self.chat_key]) for i in range(len(self)))
@@ -259,8 +260,10 @@ class CompletionsDataset(_Dataset):
             field(record, key, str, where, f"{self.prompt_key!r} and {self.completion_key!r}")
         check_tools(record, where)
 
-    def split_record(self, idx: int) -> Record:
-        return {"prompt": self[idx][self.prompt_key]}
+    def form(self, idx: int) -> Record:
+        record = self[idx]
+        texts = {"prompt": record[self.prompt_key], "completion": record[self.completion_key]}
+        return {**texts, **_tools(record)}
 
     def _conversation(self, record: Record) -> tuple[list[dict[str, Any]], Any]:
         messages = [
@@ -381,6 +384,10 @@ class CacheDataset(ShownDataset):
 
     def system_prompt(self) -> str | None:
         return _prompt_of(self._data)
+
+
+def _tools(record: Record) -> Record:
+    return {} if record.get("tools") is None else {"tools": tools_of(record["tools"])}
 
 
 def _prompt_of(dataset: Any) -> str | None:
@@ -559,7 +566,7 @@ def _load_file(path: Path, tokenizer: Any, config: Any) -> Any:
 
 def _cut(dataset: Any, valid: float, test: float) -> tuple[Any, Any, Any]:
     check_shares(valid, test)
-    keys = [split_keys(dataset.split_record(i), dataset.given(i)) for i in range(len(dataset))]
+    keys = [split_keys(dataset.form(i), dataset.given(i)) for i in range(len(dataset))]
     parts = cut(keys, valid, test)
     counts = f"{len(parts[0]):,} records to train on, {len(parts[1]):,} to validate"
     counts += f", {len(parts[2]):,} to test" if test else ""
@@ -567,6 +574,24 @@ def _cut(dataset: Any, valid: float, test: float) -> tuple[Any, Any, Any]:
     log.info("Cut by a hash of the prompts (%s): %s", shares, counts)
     found = [dataset.select(part) if part else [] for part in parts]
     return found[0], found[1], found[2]
+
+
+def load_whole(args: Any, tokenizer: Any) -> dict[str, Any]:
+    """The datasets of `load_dataset(args, tokenizer)` by their splits; a file is not cut.
+
+    The split of a file is "data". Splits without records are left out.
+    """
+    path = user_path(args.data)
+    if path.is_file() and kind(path) is not None:
+        found = {"data": _load_file(path, tokenizer, args)}
+    else:
+        uncut = SimpleNamespace(**{**vars(args), "valid_split": None, "test_split": None})
+        splits = load_dataset(uncut, tokenizer, train=False, test=False)
+        found = dict(zip(SPLITS, splits, strict=True))
+    found = {name: dataset for name, dataset in found.items() if len(dataset)}
+    if not found:
+        raise ValueError(f"no records in {args.data!r}")
+    return found
 
 
 def load_hf_dataset(data_id: str, tokenizer: Any, config: Any) -> tuple[Any, Any, Any]:

@@ -9,12 +9,14 @@ from pyloss.cli.commands.converting import convert, export, fuse, prune
 from pyloss.cli.commands.distilling import distill
 from pyloss.cli.commands.evaluating import evaluate
 from pyloss.cli.commands.generating import generate
+from pyloss.cli.commands.inspecting import data
 from pyloss.cli.commands.measuring import bench, info
 from pyloss.cli.commands.shared import Flags
 from pyloss.cli.commands.training import train
 
 COMMANDS: dict[str, Callable[[Flags], int]] = {
     "train": train,
+    "data": data,
     "distill": distill,
     "eval": evaluate,
     "generate": generate,

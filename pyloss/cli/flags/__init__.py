@@ -13,6 +13,7 @@ from pyloss.cli.flags.converting import (
 from pyloss.cli.flags.distilling import distill_parser
 from pyloss.cli.flags.evaluating import eval_parser
 from pyloss.cli.flags.generating import chat_parser, generate_parser
+from pyloss.cli.flags.inspecting import data_parser
 from pyloss.cli.flags.measuring import bench_parser, info_parser
 from pyloss.cli.flags.training import train_parser
 from pyloss.cli.parser import Parser
@@ -35,6 +36,7 @@ def build_parser(prog: str = "pyloss") -> argparse.ArgumentParser:
         title="commands", dest="command", metavar="COMMAND", required=True
     )
     train_parser(commands)
+    data_parser(commands)
     distill_parser(commands)
     eval_parser(commands)
     generate_parser(commands)
