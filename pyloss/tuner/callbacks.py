@@ -7,6 +7,7 @@ import sys
 from importlib.util import find_spec
 from typing import Any, TextIO
 
+from pyloss.checks.durations import duration_text
 from pyloss.io.console import Console
 
 Info = dict[str, Any]
@@ -21,7 +22,7 @@ class TrainingCallback:
         `train_info`: `iteration`, `train_loss` (mean over the target tokens since the last report),
         `learning_rate`, `iterations_per_second`, `tokens_per_second`, `trained_tokens`,
         `peak_memory` (GB), `updates`, `grad_norm` (of the latest update, before clipping; None
-        before the first).
+        before the first), `seconds_left` (an estimate for the rest of the run).
         """
 
     def on_val_loss_report(self, val_info: Info) -> None:
@@ -81,6 +82,11 @@ class ProgressReporter(TrainingCallback):
             f"learning rate {i['learning_rate']:.3e}, {i['iterations_per_second']:.3f} it/s, "
             f"{i['tokens_per_second']:.1f} tokens/s, {i['trained_tokens']} tokens trained, "
             f"peak memory {i['peak_memory']:.2f} GB"
+            + (
+                f", {duration_text(left)} left"
+                if (left := i.get("seconds_left", 0.0)) >= 0.5
+                else ""
+            )
         )
 
     def on_val_loss_report(self, val_info: Info) -> None:

@@ -303,3 +303,9 @@ def test_a_file_of_another_layout_trains_with_flags_for_keys_and_splits(world, c
     fails(capsys, [*argv, "--map", "q"], "map is 'q'; allowed: prompt=KEY,completion=KEY")
     fails(capsys, [*argv, "--valid-split", "1"], "valid_split is 1", "below 1")
     fails(capsys, [*TRAIN, "--data", "none.csv"], "none.csv: there is no such file")
+
+
+def test_max_time_is_a_flag(world, capsys):
+    assert main([*TRAIN, "--max-time", "0.000001s"]) == 0
+    assert "stopped after iteration 0: max_time is 0 s" in capsys.readouterr().err
+    fails(capsys, [*TRAIN, "--max-time", "soon"], "max_time", "2h, 90m or 1h30m")

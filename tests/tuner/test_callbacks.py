@@ -44,7 +44,16 @@ def test_plain_lines_where_there_is_no_terminal():
         "1.25 GB",
     ):
         assert part in first
-    assert "val loss 2.25" in second
+    assert "val loss 2.25" in second and "left" not in first
+
+
+def test_the_line_ends_with_the_time_that_is_left():
+    stream = io.StringIO()
+    reporter = ProgressReporter(100, stream=stream)
+    reporter.on_train_loss_report(TRAIN | {"seconds_left": 4320.0})
+    reporter.on_train_loss_report(TRAIN | {"seconds_left": 0.0})
+    first, second = stream.getvalue().splitlines()
+    assert first.endswith("peak memory 1.25 GB, 1 h 12 min left") and second.endswith(" GB")
 
 
 def test_a_bar_on_a_terminal_with_the_lines_above_it():

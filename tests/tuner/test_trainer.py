@@ -14,6 +14,7 @@ from pyloss import nn, optim
 from pyloss.runtime.precision import matmul_precision
 from pyloss.tuner.data.batching import BatchIterator
 from pyloss.tuner.datasets import CacheDataset
+from pyloss.tuner.run import training_run
 from pyloss.tuner.run.args import TrainingArgs
 from pyloss.tuner.run.evaluation import evaluate
 from pyloss.tuner.run.plan import describe_plan, estimate_memory
@@ -292,6 +293,43 @@ def test_patience_stops_the_run(tmp_path):
     assert result.stopped_early
     assert result.iterations == 10
     assert result.best_iteration == 4
+
+
+def timed(monkeypatch, step=10.0):
+    """Makes a clock that a batch of training advances by `step` seconds; returns its loss."""
+    clock = SimpleNamespace(now=0.0)
+    fake = SimpleNamespace(perf_counter=lambda: clock.now, monotonic=lambda: clock.now)
+    monkeypatch.setattr(training_run, "time", fake)
+
+    def loss(model, batch, lengths):
+        if model.training:
+            clock.now += step
+        return tiny_loss(model, batch, lengths)
+
+    return loss
+
+
+def test_max_time_stops_at_a_step_and_resume_goes_on(tmp_path, monkeypatch):
+    loss = timed(monkeypatch)
+    _, seen, result = run(tmp_path, loss=loss, iters=12, max_time="1m", keep_best=False)
+    assert 2 <= result.iterations < 12 and result.stopped_early
+    assert max(seen.val_losses) == result.iterations  # validated at the end
+    assert (tmp_path / "adapters.safetensors").exists()
+    model, _, again = run(tmp_path, loss=loss, iters=12, resume=True, keep_best=False)
+    assert again.iterations == 12 and not again.stopped_early
+    whole, _, _ = run(tmp_path / "whole", loss=loss, iters=12, keep_best=False)
+    for name, array in model.arrays.items():
+        np.testing.assert_array_equal(array, whole.arrays[name])
+
+
+def test_reports_estimate_the_time_that_is_left(monkeypatch):
+    loss = timed(monkeypatch)
+    _, seen, _ = run(None, loss=loss, val=None, iters=6, steps_per_report=2)
+    left = [info["seconds_left"] for info in seen.train]
+    step = left[0] / 4
+    assert step >= 10 and left == [4 * step, 2 * step, 0]
+    _, seen, _ = run(None, loss=loss, val=None, iters=6, steps_per_report=1, max_time=4 * step)
+    assert [info["seconds_left"] for info in seen.train] == [3 * step, 2 * step, step, 0]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

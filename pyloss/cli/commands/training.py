@@ -124,6 +124,7 @@ _SHARED = (
     "max_grad_norm",
     "loraplus_lr_ratio",
     "patience",
+    "max_time",
     "keep_best",
     "resume",
     "overwrite",

@@ -115,6 +115,12 @@ def run_flags(parser: Any, lora_alpha: str = "--alpha") -> None:
     group = parser.add_argument_group("optimization")
     device_flag(group)
     setting(group, "--iters", "batches to train on", type=whole)
+    setting(
+        group,
+        "--max-time",
+        "stop after this time, as if the iterations were done; --resume goes on (default: off)",
+        metavar="2h|90m|1h30m",
+    )
     setting(group, "--learning-rate", "step size of the optimizer", type=real)
     setting(group, "--warmup", "updates over which the learning rate rises from 0", type=whole)
     setting(

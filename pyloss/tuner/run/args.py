@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pyloss.checks.durations import duration
 from pyloss.checks.numbers import real, whole
 from pyloss.nn.display import html_table
 from pyloss.runtime.precision import check_precision
@@ -45,6 +46,8 @@ class TrainingArgs:
         progress: print plan, progress and reports.
         overwrite: remove the files of an earlier run in the folder; otherwise they move to a
             subfolder `previous-N`.
+        max_time: stop after this time, as if the iterations were done: seconds, or text such as
+            "2h" or "1h30m"; None: never. A resumed run has it anew.
     """
 
     batch_size: int = 4
@@ -68,6 +71,7 @@ class TrainingArgs:
     adapter_config: Mapping[str, Any] | None = None
     progress: bool = True
     overwrite: bool = False
+    max_time: float | str | None = None
 
     def __post_init__(self) -> None:
         least = {
@@ -83,6 +87,8 @@ class TrainingArgs:
         for name, low in (("patience", 1), ("seed", 0)):
             if getattr(self, name) is not None:
                 setattr(self, name, whole(getattr(self, name), name, low))
+        if self.max_time is not None:
+            self.max_time = duration(self.max_time, "max_time")
         if self.matmul_precision is not None:
             check_precision(self.matmul_precision)
         if self.max_grad_norm is not None:
@@ -100,7 +106,7 @@ class TrainingResult:
         trained_tokens: target tokens trained on.
         best_loss: lowest validation loss; None without validation.
         best_iteration: iteration of `best_loss`; None without validation.
-        stopped_early: whether `patience` stopped the run.
+        stopped_early: whether `patience` or `max_time` stopped the run.
         history: the reports as columns: `iteration`, `train_loss`, `learning_rate` and the others
             of `TrainingCallback.on_train_loss_report`, and of the validations `val_iteration`,
             `val_loss` and `val_time`. A resumed run has those since it was resumed.

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+from pyloss.checks.durations import duration
 from pyloss.checks.numbers import LARGEST, real, shown, whole
 from pyloss.errors import nearest
 from pyloss.io.files import PathLike, user_path
@@ -84,6 +85,13 @@ def _number(
             raise Refused(allowed) from None
 
     return check
+
+
+def _duration(value: Any) -> float:
+    try:
+        return duration(value, "")
+    except ValueError:
+        raise Refused("a time such as 2h, 90m or 1h30m, or a number of seconds above 0") from None
 
 
 def _boolean(value: Any) -> bool:
@@ -295,6 +303,7 @@ SCHEMA: dict[str, Key] = {
     "full_keys": Key(_optional(_names)),
     "loraplus_lr_ratio": Key(_number(0, above=True), 1.0),
     "patience": Key(_optional(_integer(1))),
+    "max_time": Key(_optional(_duration)),
     "keep_best": Key(_boolean, True),
     "resume": Key(_boolean, False),
     "overwrite": Key(_boolean, False),
@@ -378,6 +387,7 @@ _OF_ONE_CALL = (
     "resume_adapter_file",
     "overwrite",
     "preview",
+    "max_time",
     "train",
     "test",
 )

@@ -21,6 +21,7 @@ import numpy as np
 
 import pyloss.random
 from pyloss import _core, nn
+from pyloss.checks.durations import duration_text
 from pyloss.errors import FormatError, counted
 from pyloss.io.files import user_path, write_safetensors
 from pyloss.io.locks import locked
@@ -108,6 +109,9 @@ class TrainingRun:
         self.accumulated: dict[str, np.ndarray] = {}
         self.best: dict[str, np.ndarray] = {}
         self.train_time, self.timed_steps, self.timed_tokens = 0.0, 0, 0
+        self.begun = time.monotonic()
+        # of this process: steps and seconds of them, and seconds of the latest validation
+        self.steps_taken, self.step_time, self.val_time = 0, 0.0, 0.0
         self.ending = False
         self.saved_at: Path | None = None
         self.reporters: list[TrainingCallback] = []
@@ -135,6 +139,7 @@ class TrainingRun:
             self.reporters.append(callback)
         try:
             self.model.train()
+            self.begun = time.monotonic()
             stopped = self.loop()
             self.finish()
         except KeyboardInterrupt:
@@ -303,7 +308,7 @@ class TrainingRun:
         )
 
     def loop(self) -> bool:
-        """Run the remaining iterations; return True if `patience` stopped the run early."""
+        """Run the remaining iterations; return True if `patience` or `max_time` ends them early."""
         args = self.args
         while True:
             done = self.progress.iteration
@@ -323,6 +328,10 @@ class TrainingRun:
                 return True
             if done >= args.iters:
                 return False
+            if self.time_left() <= 0:
+                limit = duration_text(float(args.max_time or 0))
+                self.say(f"stopped after iteration {done}: max_time is {limit}; resume goes on")
+                return True
             try:
                 batch = next(self.batches)
             except StopIteration:
@@ -351,8 +360,11 @@ class TrainingRun:
             p.iteration = iteration
             p.trained_tokens += round(weight)
             self.mark()
-        self.train_time += time.perf_counter() - begun
+        seconds = time.perf_counter() - begun
+        self.train_time += seconds
+        self.step_time += seconds
         self.timed_steps += 1
+        self.steps_taken += 1
         self.timed_tokens += round(weight)
         if self.display is not None:
             self.display.advance(value)
@@ -454,6 +466,7 @@ class TrainingRun:
             "peak_memory": peak_memory() / 1e9,
             "updates": self.optimizer.step,
             "grad_norm": p.grad_norm,
+            "seconds_left": self.seconds_left(),
         }
         with uninterrupted():
             p.loss_sum, p.loss_weight, p.reported_at = 0.0, 0.0, p.iteration
@@ -461,6 +474,24 @@ class TrainingRun:
         self.keep(info)
         for reporter in self.reporters:
             reporter.on_train_loss_report(dict(info))
+
+    def time_left(self) -> float:
+        """The seconds that `max_time` leaves."""
+        if self.args.max_time is None:
+            return math.inf
+        return float(self.args.max_time) - (time.monotonic() - self.begun)
+
+    def seconds_left(self) -> float:
+        """An estimate for the rest of the run: its steps and validations, at most `max_time`."""
+        args, done = self.args, self.progress.iteration
+        if self.ending or not self.steps_taken:
+            return 0.0
+        steps = max(args.iters - done, 0) * self.step_time / self.steps_taken
+        validations = 1  # at the end
+        if args.steps_per_eval:
+            validations = -(-args.iters // args.steps_per_eval) - (done - 1) // args.steps_per_eval
+        rest = steps + max(validations, 0) * self.val_time
+        return max(min(rest, self.time_left() + self.val_time), 0.0)
 
     def keep(self, info: Mapping[str, Any]) -> None:
         """Append a report to the columns of the history."""
@@ -491,11 +522,8 @@ class TrainingRun:
                         )
             else:
                 p.not_improved += 1
-        info = {
-            "iteration": p.iteration,
-            "val_loss": value,
-            "val_time": time.perf_counter() - begun,
-        }
+        self.val_time = time.perf_counter() - begun
+        info = {"iteration": p.iteration, "val_loss": value, "val_time": self.val_time}
         self.keep({"val_iteration": p.iteration} | {k: info[k] for k in ("val_loss", "val_time")})
         for reporter in self.reporters:
             reporter.on_val_loss_report(dict(info))

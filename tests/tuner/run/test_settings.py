@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pyloss.tuner.run.settings import SCHEMA, merge_settings, read_yaml
+from pyloss.tuner.run.settings import SCHEMA, merge_settings, read_yaml, resumed_settings
 
 pytest.importorskip("yaml")
 
@@ -285,3 +285,13 @@ def test_an_empty_file_and_a_missing_one(written, tmp_path):
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="not UTF-8|not YAML"):
         read_yaml(path)
+
+
+def test_max_time_is_a_duration_of_one_call(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("max_time: 1h30m\n")
+    assert merge_settings({}, file).max_time == 5400
+    assert merge_settings({"max_time": "2h"}, file).max_time == 7200
+    with pytest.raises(ValueError, match=r"max_time.*2h, 90m or 1h30m"):
+        merge_settings({"max_time": "soon"})
+    assert "max_time" not in resumed_settings({"max_time": 7200.0, "iters": 5})
