@@ -22,6 +22,7 @@ from pyloss.tuner.data.layouts import (
     Converted,
     Layout,
     chat as chat_layout,
+    continued,
     mapped,
     place_of,
     read_map,
@@ -483,6 +484,8 @@ def _layout_of(data: Any, config: Any) -> tuple[Layout, tuple[str, ...]]:
             raise ValueError(f"{place_of(data, 0)}: {e}") from None
         return layout, _FORM_KEYS[layout.form]
     if prompt in first and completion in first:
+        if isinstance(first[prompt], list):
+            return continued(prompt, completion), _FORM_KEYS["messages"]
         return Layout("prompt and answer", (prompt, completion), "completion"), (prompt, completion)
     if chat in first:
         layout = chat_layout(chat, first, _keys(data))
@@ -540,18 +543,29 @@ def _load_folder(folder: Path, tokenizer: Any, config: Any) -> tuple[Any, Any, A
     layouts = [dataset.layout for dataset in found if len(dataset)]
     for line in dict.fromkeys(str(layout) for layout in layouts if layout.convert is not None):
         log.info("data %s: %s", folder, line)
-    shares = {}
-    for name, path in (("valid", files[1]), ("test", files[2])):
-        shares[name] = getattr(config, f"{name}_split", None) or 0.0
-        if shares[name] and path is not None:
+    return _cut_train(found, [None if path is None else str(path) for path in files], config)
+
+
+def _cut_train(
+    found: Sequence[Any], places: Sequence[str | None], config: Any
+) -> tuple[Any, Any, Any]:
+    """`(train, valid, test)`, with the shares that `config` asks for cut off the training data.
+
+    `places` names the origin of each split that there is. Raises `ValueError` for a share of a
+    split that there is.
+    """
+    train, valid, test = found
+    shares = {name: getattr(config, f"{name}_split", None) or 0.0 for name in ("valid", "test")}
+    for (name, share), place in zip(shares.items(), places[1:], strict=True):
+        if share and place is not None:
             raise ValueError(
-                f"{name}_split is {shares[name]!r:.80}, but {path} has the {name} data: "
+                f"{name}_split is {share!r:.80}, but {place} has the {name} data: "
                 "leave out one of them"
             )
-    if not any(shares.values()) or not len(found[0]):
-        return found[0], found[1], found[2]
-    train, valid, test = _cut(found[0], shares["valid"], shares["test"])
-    return train, valid or found[1], test or found[2]
+    if not any(shares.values()) or not len(train):
+        return train, valid, test
+    cut_off = _cut(train, shares["valid"], shares["test"])
+    return cut_off[0], cut_off[1] or valid, cut_off[2] or test
 
 
 def _load_file(path: Path, tokenizer: Any, config: Any) -> Any:
@@ -566,6 +580,7 @@ def _load_file(path: Path, tokenizer: Any, config: Any) -> Any:
 
 def _cut(dataset: Any, valid: float, test: float) -> tuple[Any, Any, Any]:
     check_shares(valid, test)
+    dataset.check_all()
     keys = [split_keys(dataset.form(i), dataset.given(i)) for i in range(len(dataset))]
     parts = cut(keys, valid, test)
     counts = f"{len(parts[0]):,} records to train on, {len(parts[1]):,} to validate"
@@ -597,7 +612,8 @@ def load_whole(args: Any, tokenizer: Any) -> dict[str, Any]:
 def load_hf_dataset(data_id: str, tokenizer: Any, config: Any) -> tuple[Any, Any, Any]:
     """`(train, valid, test)` of a dataset of the Hugging Face hub or a folder in the hub's layout.
 
-    A missing or empty split gives `[]`.
+    A missing or empty split gives `[]`. `config.valid_split` and `config.test_split` cut a share
+    off the training data.
     """
     splits = _from_hub(data_id)
     names = [next((n for n in names if n in splits), None) for names in SPLITS.values()]
@@ -605,7 +621,8 @@ def load_hf_dataset(data_id: str, tokenizer: Any, config: Any) -> tuple[Any, Any
         create_dataset(splits[n], tokenizer, config) if n is not None and len(splits[n]) else []
         for n in names
     ]
-    return found[0], found[1], found[2]
+    places = [None if n is None else f"the split {n!r} of {data_id}" for n in names]
+    return _cut_train(found, places, config)
 
 
 def load_custom_hf_dataset(args: Any, tokenizer: Any) -> tuple[Any, Any, Any]:
@@ -720,6 +737,12 @@ def load_dataset(
     fields = {"data": str(args)} if isinstance(args, (str, Path)) else dict(vars(args))
     config = SimpleNamespace(**{"train": True, "test": False, **fields, **given})
     if getattr(config, "hf_dataset", None):
+        for name in ("valid_split", "test_split"):
+            if getattr(config, name, None) is not None:
+                raise ValueError(
+                    f"{name} is given beside hf_dataset, whose entries have their own {name}, "
+                    "such as train[-10%:]"
+                )
         found = load_custom_hf_dataset(config, tokenizer)
     else:
         found = _load_path(config, tokenizer)

@@ -7,7 +7,7 @@ import tiny_files
 from mutation import words_of
 from running import put_files
 
-WORDS = words_of("tuner/data/records", "tuner/datasets", "tuner/data/targets")
+WORDS = words_of("tuner/data/records", "tuner/data/layouts", "tuner/datasets", "tuner/data/targets")
 WORDS += [
     "system",
     "user",
@@ -31,6 +31,9 @@ RECORDS = [
     {"messages": [{"role": "user", "content": [{"type": "text", "text": "hello"}]}, {"role": "assistant", "content": "12", "reasoning_content": "so"}]},
     {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": None, "tool_calls": [CALL]}, {"role": "tool", "content": "7", "name": "f"}, {"role": "assistant", "content": "seven"}],
      "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]},
+    {"instruction": "hello", "input": "1", "output": "world 12", "history": [["he", "ll"]], "system": "2"},
+    {"conversations": [{"from": "human", "value": "hello"}, {"from": "gpt", "value": "12"}], "tools": "[]"},
+    {"question": "hello", "context": "1", "answers": {"text": ["12"]}},
 ]  # fmt: skip
 TEMPLATES = [
     tiny_files.CHATML,
@@ -50,7 +53,7 @@ def make(m):
     kind = m.pick(RECORDS)
     lines = [
         json.dumps(
-            kind if m.chance(0.7) else m.pick(RECORDS[2:] if kind in RECORDS[2:] else [kind])
+            kind if m.chance(0.7) else m.pick(RECORDS[2:6] if kind in RECORDS[2:6] else [kind])
         )
         for _ in range(2)
     ]

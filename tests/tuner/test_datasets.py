@@ -541,6 +541,28 @@ def test_a_folder_in_the_hubs_layout(hub, tokenizer):
     ]
 
 
+def test_shares_of_the_hubs_training_data(hub, tokenizer):
+    for split in ("valid", "test"):
+        with pytest.raises(ValueError, match=f"{split}_split is 0.2, but the split '{split}"):
+            ds.load_dataset(hub, tokenizer, **{f"{split}_split": 0.2})
+    for path in (hub / "data").iterdir():
+        if not path.name.startswith("train"):
+            path.unlink()
+    train, valid, test = ds.load_dataset(hub, tokenizer, valid_split=0.3)
+    assert len(train) + len(valid) == 10 and len(valid) and test == []
+    assert valid[0]["prompt"].startswith("train ")
+    args = SimpleNamespace(hf_dataset={"path": str(hub)}, train=True, test=False, valid_split=0.3)
+    with pytest.raises(ValueError, match="valid_split is given beside hf_dataset"):
+        ds.load_dataset(args, tokenizer)
+
+
+def test_a_prompt_of_messages_is_a_conversation(folder, tokenizer):
+    record = {"prompt": CHAT["messages"][:-1], "completion": CHAT["messages"][-1:]}
+    train = ds.load_dataset(folder(train=[record]), tokenizer, mask_prompt=True)[0]
+    assert isinstance(train, ds.ChatDataset) and train[0] == CHAT
+    assert targets(train.sample(0), tokenizer) == [f"yes two{END}\n"]
+
+
 def test_hf_dataset_of_a_configuration(hub, tokenizer):
     one = {
         "path": str(hub),

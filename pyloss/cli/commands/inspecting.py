@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 from pyloss import models
@@ -38,7 +39,7 @@ def data(flags: Flags) -> int:
             out(f"{name}:")
         progress = ProgressReporter(len(dataset))
         try:
-            lines = list(describe(dataset, settings.max_seq_length, lambda p=progress: p.step("")))  # type: ignore[misc]
+            lines = list(describe(dataset, settings.max_seq_length, partial(progress.step, "")))
         finally:
             progress.close()
         for line in lines:

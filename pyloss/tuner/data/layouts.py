@@ -197,6 +197,20 @@ def chat(key: str, first: Record, keys: Collection[str]) -> Layout:
     return Layout("OpenAI", known, "messages")
 
 
+def continued(prompt: str, completion: str) -> Layout:
+    """The layout of a prompt of messages, and a completion of messages or text, as in TRL."""
+
+    def convert(record: Record, where: str) -> Record:
+        asked = field(record, prompt, list, where, repr(prompt))
+        answer = record.get(completion)
+        if not isinstance(answer, str):
+            answer = field(record, completion, list, where, repr(completion))
+        said = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
+        return _with_tools(record, "tools", {"messages": [*asked, *said]})
+
+    return Layout("prompt of messages", (prompt, completion), "messages", convert)
+
+
 def _as_list(value: Any) -> Any:
     """The list that a JSON text represents, as in a cell of CSV; anything else as it is."""
     if not isinstance(value, str):
@@ -241,9 +255,8 @@ def _conversation(name: str, key: str, system: str | None, tools: str | None) ->
         value = field(given, key, list, where, repr(key))
         messages = [_message(item, f"{where}: {key}[{i}]") for i, item in enumerate(value)]
         first = _system_message(record, system, where)
-        if first and messages and messages[0].get("role") == "system":
-            first = []
-        return _with_tools(record, tools, {"messages": [*first, *messages]})
+        has_own = any(isinstance(m, Mapping) and m.get("role") == "system" for m in messages[:1])
+        return _with_tools(record, tools, {"messages": messages if has_own else first + messages})
 
     return Layout(name, (key, *_some(system, tools)), "messages", convert)
 

@@ -111,9 +111,7 @@ def _repeated(dataset: Any) -> Iterator[str]:
         records.add(text)
         prompts.add(prompt)
     line = f"duplicates: {_share(len(same), len(dataset))}{_first(same)}"
-    more = (
-        "" if not asked else f"; {_share(asked, len(dataset))} repeat the first prompt of another"
-    )
+    more = f"; with the first prompt of another: {_share(asked, len(dataset))}" if asked else ""
     yield line + more
 
 

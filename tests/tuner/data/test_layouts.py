@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pyloss.tuner.data.layouts import Converted, chat, mapped, read_map, recognized
+from pyloss.tuner.data.layouts import Converted, chat, continued, mapped, read_map, recognized
 
 
 def converted(*records):
@@ -95,6 +95,26 @@ def test_sharegpt():
     assert found[0]["tools"] == record["tools"]
     with_own = {"conversations": [{"from": "system", "value": "own"}], "system": "be brief"}
     assert converted(with_own)[1] == [{"messages": messages(("system", "own"))}]
+
+
+def test_a_prompt_of_messages():
+    asked, said = messages(("system", "s"), ("user", "a")), messages(("assistant", "b"))
+    layout = continued("prompt", "completion")
+    for completion in ("b", said):
+        found = Converted([pair(asked, completion, tools=[])], layout)[0]
+        assert found == {"messages": [*asked, *said], "tools": []}
+    for record, message in (
+        ({"prompt": asked}, "record 0: the record has no 'completion'"),
+        (pair("a", "b"), "record 0: 'prompt' is a string, and must be a list"),
+        (pair(asked, 3), "'completion' is a number, and must be a list"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Converted([record], layout)[0]
+
+
+def test_a_first_message_that_is_none_beside_a_system_prompt():
+    found = converted({"conversations": ["x"], "system": "s"})[1]
+    assert found == [{"messages": [{"role": "system", "content": "s"}, "x"]}]
 
 
 def test_openais_messages_under_other_names_and_as_text():

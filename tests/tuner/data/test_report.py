@@ -36,7 +36,7 @@ def test_numbers_of_records_and_tokens():
         "  " + lines[-5].strip(),
         "over the window of 1,000 tokens: 0 records",
         "duplicates: 1 record (25.0%); the first: a.jsonl, line 3; "
-        "1 record (25.0%) repeat the first prompt of another",
+        "with the first prompt of another: 1 record (25.0%)",
         "empty: 1 record (25.0%); the first: a.jsonl, line 4",
         f"trained: {targets / sum(lengths):.1%} of the tokens (train_on last)",
     ]
