@@ -76,7 +76,7 @@ def commands(text):
     lines = [
         m[1]
         for m in re.finditer(
-            r"^ *(?:echo .*\| *)?pyloss ((?:train|data|distill|eval|generate|chat|fuse|export|convert|prune|bench|info)\b.*)",
+            r"^ *(?:echo .*\| *)?pyloss ((?:train|data|distill|checkpoints|eval|generate|chat|fuse|export|convert|prune|bench|info)\b.*)",
             text,
             re.M,
         )
@@ -84,7 +84,7 @@ def commands(text):
     lines += [
         m[1]
         for m in re.finditer(
-            r"`pyloss ((?:train|data|distill|eval|generate|chat|fuse|export|convert|prune|bench|info) [^`]*--model [^`]*)`",
+            r"`pyloss ((?:train|data|distill|checkpoints|eval|generate|chat|fuse|export|convert|prune|bench|info) [^`]*--model [^`]*)`",
             text,
         )
     ]
@@ -149,6 +149,8 @@ def test_every_command_shown_is_taken_and_names_what_is_there(place, monkeypatch
         command = flags.pop("command")
         for name in READS:
             path = flags.get(name)
+            if name == "adapter_path" and path:
+                path = re.sub(r"@(best|last|\d+)$", "", path)
             if (
                 path
                 and not (command in ("train", "distill") and name == "adapter_path")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pyloss.cli.commands.chatting import chat
+from pyloss.cli.commands.checkpoints import checkpoints
 from pyloss.cli.commands.converting import convert, export, fuse, prune
 from pyloss.cli.commands.distilling import distill
 from pyloss.cli.commands.evaluating import evaluate
@@ -18,6 +19,7 @@ COMMANDS: dict[str, Callable[[Flags], int]] = {
     "train": train,
     "data": data,
     "distill": distill,
+    "checkpoints": checkpoints,
     "eval": evaluate,
     "generate": generate,
     "chat": chat,

@@ -9,6 +9,7 @@ from pyloss.io.console import say
 from pyloss.io.files import check_target, user_path
 from pyloss.models.files.gguf_writer import is_part_of
 from pyloss.tuner.run.run_folder import portable
+from pyloss.tuner.run.stored import checkpoint_file
 
 
 def fuse(flags: Flags) -> int:
@@ -142,6 +143,8 @@ def _refuse_source(name: str, flags: Flags) -> None:
     target = user_path(flags[name]).resolve()
     for what, source in (("model", flags["model"]), ("adapter", flags.get("adapter_path"))):
         place = None if source is None else user_path(source).resolve()
+        if what == "adapter" and source is not None and (file := checkpoint_file(source)):
+            place = file.resolve()
         # A file of an adapter stands for its folder.
         if place is not None and (
             target in {place, *([place.parent] if what == "adapter" and place.is_file() else [])}

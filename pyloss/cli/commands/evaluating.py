@@ -17,7 +17,7 @@ from pyloss.evaluation.metrics import ANSWER_METRICS, COUNTED, LOSS_METRICS, rea
 from pyloss.io.console import out, say
 from pyloss.io.files import check_target, user_path
 from pyloss.runtime import precision
-from pyloss.tuner.adapters.layout import CONFIG_FILE
+from pyloss.tuner.adapters.layout import CONFIG_FILE, adapter_place
 from pyloss.tuner.callbacks import ProgressReporter
 from pyloss.tuner.datasets import load_dataset
 from pyloss.tuner.run.settings import merge_settings
@@ -84,7 +84,7 @@ def _compared(settings: SimpleNamespace, base: str) -> SimpleNamespace:
             )
         return other
     place = user_path(base)
-    if place.suffix == ".safetensors" or (place / CONFIG_FILE).is_file():
+    if adapter_place(base)[1] is not None or (place / CONFIG_FILE).is_file():
         other.adapter_path = str(place)
     else:
         other.model = base

@@ -16,6 +16,7 @@ from pyloss.io.console import out, say
 from pyloss.io.files import user_path
 from pyloss.optim import Optimizer, Schedule, WarmUp, build_optimizer, build_schedule
 from pyloss.runtime import precision
+from pyloss.tuner.adapters.layout import adapter_place
 from pyloss.tuner.callbacks import get_reporting_callbacks
 from pyloss.tuner.data.batching import NoTargets
 from pyloss.tuner.datasets import CacheDataset, load_dataset, resolve_train_on
@@ -23,6 +24,7 @@ from pyloss.tuner.losses import default_loss
 from pyloss.tuner.run.checkpoints import restore_arrays
 from pyloss.tuner.run.run_folder import ADAPTER_FILE, read_adapter_config
 from pyloss.tuner.run.settings import merge_settings, resumed_settings
+from pyloss.tuner.run.stored import checkpoint_file
 
 #: makes the loss of a run, from its settings, student, tokenizer, training and validation data
 Objective = Callable[[SimpleNamespace, Any, Any, Any, Any], Callable[..., Any]]
@@ -143,7 +145,7 @@ def _train(
     from pyloss.tuner.utils import add_adapters, unfreeze_layers
 
     folder = user_path(settings.adapter_path)
-    if folder.is_file():
+    if folder.is_file() or checkpoint_file(folder):
         advice = "training writes a folder (--resume-adapter-file reads a file)"
         raise ValueError(f"--adapter-path {settings.adapter_path} is a file: {advice}")
     pyloss.random.seed(settings.seed)
@@ -170,7 +172,7 @@ def _train(
 
 def _adapter_file(path: str) -> Path:
     """The file of --resume-adapter-file, given as the file or its folder."""
-    place = user_path(path)
+    place = checkpoint_file(path) or user_path(path)
     file = place / ADAPTER_FILE if place.is_dir() else place
     if not file.is_file():
         found = f"the folder has no {ADAPTER_FILE}" if place.is_dir() else "no such file"
@@ -212,8 +214,7 @@ def note_other_targets(settings: SimpleNamespace) -> None:
     """Notes a loss that is not comparable with the losses of the adapter's run."""
     if settings.adapter_path is None:
         return
-    place = user_path(settings.adapter_path)
-    saved = read_adapter_config(place.parent if place.is_file() else place)
+    saved = read_adapter_config(adapter_place(settings.adapter_path)[0])
     trained = saved.get("train_on") or ("last" if saved.get("mask_prompt") else "all")
     if "mask_prompt" in saved and trained != (measured := _trained_on(settings)):
         say(

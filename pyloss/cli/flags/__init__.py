@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from pyloss.cli.flags.checkpoints import checkpoints_parser
 from pyloss.cli.flags.converting import (
     convert_parser,
     export_parser,
@@ -38,6 +39,7 @@ def build_parser(prog: str = "pyloss") -> argparse.ArgumentParser:
     train_parser(commands)
     data_parser(commands)
     distill_parser(commands)
+    checkpoints_parser(commands)
     eval_parser(commands)
     generate_parser(commands)
     chat_parser(commands)

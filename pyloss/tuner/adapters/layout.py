@@ -58,8 +58,13 @@ class StoredAdapter:
 
 
 def adapter_place(path: PathLike) -> tuple[Path, str | None]:
-    """The folder of an adapter; and the file's name if `path` is a file, such as a checkpoint."""
-    place = user_path(path)
+    """The folder of an adapter; and the file's name if `path` is a file, such as a checkpoint.
+
+    `folder@400`, `folder@best` and `folder@last` are files, see `tuner.run.stored`.
+    """
+    from pyloss.tuner.run.stored import checkpoint_file
+
+    place = checkpoint_file(path) or user_path(path)
     return (
         (place.parent, place.name)
         if place.suffix == ".safetensors" and not place.is_dir()

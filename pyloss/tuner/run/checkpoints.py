@@ -56,6 +56,8 @@ class Progress:
         best_loss: lowest validation loss; None if there is none.
         best_iteration: iteration of `best_loss`; -1 if there is none.
         not_improved: validations in a row without a lower loss.
+        train_loss: the latest report's; None before the first.
+        val_loss: the latest validation's; None without one, or if it is not finite.
     """
 
     iteration: int = 0
@@ -70,6 +72,8 @@ class Progress:
     best_loss: float | None = None
     best_iteration: int = -1
     not_improved: int = 0
+    train_loss: float | None = None
+    val_loss: float | None = None
 
 
 @dataclass

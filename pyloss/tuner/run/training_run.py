@@ -45,6 +45,7 @@ from pyloss.tuner.run.fingerprint import fingerprint
 from pyloss.tuner.run.own_optimizer import WrappedOptimizer, optimizer_name, own_optimizer
 from pyloss.tuner.run.plan import describe_plan
 from pyloss.tuner.run.run_folder import BEST_FILE, STATE_FILE, numbered, prepare_folder
+from pyloss.tuner.run.stored import VALIDATION_KEY, metadata_of
 
 
 class TrainingRun:
@@ -436,12 +437,15 @@ class TrainingRun:
                 f"(the lowest)"
             )
             if self.folder is not None:
-                write_safetensors(self.folder / numbered(p.iteration), self.on_disk(last))
+                write_safetensors(
+                    self.folder / numbered(p.iteration), self.on_disk(last), self.told(p.iteration)
+                )
                 self.say(f"the last one is in {self.folder / numbered(p.iteration)}")
         if p.iteration == 0:
             self.say("nothing was trained, so no adapter is saved")
         elif self.folder is not None:
-            self.save_adapter()
+            kept_best = self.args.keep_best and self.best
+            self.save_adapter(p.best_iteration if kept_best else p.iteration)
             self.say(f"saved the adapter to {self.file}")
 
     # ---- reports
@@ -470,6 +474,7 @@ class TrainingRun:
         }
         with uninterrupted():
             p.loss_sum, p.loss_weight, p.reported_at = 0.0, 0.0, p.iteration
+            p.train_loss = float(info["train_loss"])
             self.train_time, self.timed_steps, self.timed_tokens = 0.0, 0, 0
         self.keep(info)
         for reporter in self.reporters:
@@ -511,6 +516,7 @@ class TrainingRun:
             raise NoTargets(f"the validation data: {error}") from None
         with uninterrupted():
             p.validated_at = p.iteration
+            p.val_loss = float(value) if math.isfinite(value) else None
             if math.isfinite(value) and (p.best_loss is None or value < p.best_loss):
                 p.best_loss, p.best_iteration, p.not_improved = value, p.iteration, 0
                 if args.keep_best:
@@ -518,7 +524,7 @@ class TrainingRun:
                     if self.folder is not None:
                         told = json.dumps({"iteration": p.iteration, "val_loss": value})
                         write_safetensors(
-                            self.folder / BEST_FILE, self.on_disk(self.best), {"validation": told}
+                            self.folder / BEST_FILE, self.on_disk(self.best), {VALIDATION_KEY: told}
                         )
             else:
                 p.not_improved += 1
@@ -578,9 +584,20 @@ class TrainingRun:
             {name: array for name, array in arrays.items() if name not in self.of_loss}
         )
 
-    def save_adapter(self) -> None:
+    def told(self, iteration: int) -> dict[str, str]:
+        """The metadata of the adapter at `iteration`, this one or the best one."""
+        p = self.progress
+        if iteration != p.iteration:
+            return metadata_of(iteration, val_loss=p.best_loss)
+        return metadata_of(
+            iteration, p.train_loss, p.val_loss if p.validated_at == iteration else None
+        )
+
+    def save_adapter(self, iteration: int | None = None) -> None:
+        """Save the parameters, which are those of `iteration`; None: the current one."""
         assert self.file is not None
-        write_safetensors(self.file, self.on_disk(self.parameters))
+        told = self.told(self.progress.iteration if iteration is None else iteration)
+        write_safetensors(self.file, self.on_disk(self.parameters), told)
 
     def save(self) -> None:
         """Save state and adapter. The state comes first, so it is never older than the adapter."""
@@ -588,8 +605,9 @@ class TrainingRun:
             return
         self.save_state()
         self.save_adapter()
+        done = self.progress.iteration
         write_safetensors(
-            self.folder / numbered(self.progress.iteration), self.on_disk(self.parameters)
+            self.folder / numbered(done), self.on_disk(self.parameters), self.told(done)
         )
         self.say(
             f"iteration {self.progress.iteration}: saved "
