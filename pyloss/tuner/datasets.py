@@ -37,7 +37,7 @@ log = logging.getLogger("pyloss")
 SPLITS = {"train": ("train",), "valid": ("valid", "validation"), "test": ("test",)}
 _NO_SPLITS = "no train.jsonl, valid.jsonl or test.jsonl in this folder"
 _HUB_FILES = (".parquet", ".jsonl", ".json", ".csv", ".arrow")
-_HUB_ALONE = {".parquet", ".arrow"}  # of these, those that only the hub's package reads
+_HUB_ALONE = (".parquet", ".arrow")  # of these, those that only the hub's package reads
 
 
 def resolve_train_on(train_on: str | None, mask_prompt: bool) -> str:
@@ -769,11 +769,10 @@ def _load_path(config: Any, tokenizer: Any) -> tuple[Any, Any, Any]:
     path = user_path(data)
     if path.is_dir():
         files = [file for file in split_files(path, list(SPLITS.values())) if file is not None]
-        of_hub = {p.suffix for p in path.rglob("*")}.intersection(_HUB_FILES)
-        ours = [file for file in files if kind(file) == ".jsonl" or not of_hub & _HUB_ALONE]
-        if ours:
+        ours = any(kind(file) == ".jsonl" for file in files)
+        if ours or (files and not _has(path, _HUB_ALONE)):
             return load_local_dataset(path, tokenizer, config)
-        if of_hub:
+        if _has(path, _HUB_FILES):
             return load_hf_dataset(str(path), tokenizer, config)
         raise ValueError(f"{path}: {_NO_SPLITS}, nor data in the hub's layout")
     if path.exists():
@@ -787,3 +786,8 @@ def _load_path(config: Any, tokenizer: Any) -> tuple[Any, Any, Any]:
     if str(data).count("/") > 1 or str(data).endswith("/") or str(data)[0] in "./~\\":
         raise ValueError(f"{data}: there is no such folder or file")
     return load_hf_dataset(str(data), tokenizer, config)
+
+
+def _has(folder: Path, suffixes: tuple[str, ...]) -> bool:
+    """Whether a folder has a file with one of the suffixes; stops at the first."""
+    return any(path.suffix in suffixes for path in folder.rglob("*"))

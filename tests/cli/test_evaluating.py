@@ -152,3 +152,19 @@ def test_a_model_that_is_missing_fails_before_the_first_is_measured(project, cap
 
     monkeypatch.setattr("pyloss.cli.commands.evaluating.measure", measure)
     fails(capsys, [*EVAL, *ANSWERS, "--compare", "missing"], "missing")
+
+
+def test_a_file_is_test_data_as_a_whole_or_by_its_share(world, capsys, tmp_path):
+    rows = "".join(f"say {i},hello {i}\n" for i in range(40))
+    (tmp_path / "mine.csv").write_text("question,answer\n" + rows)
+    assert main(["eval", "--data", "mine.csv"]) == 0
+    out, err = capsys.readouterr()
+    assert "40 records, prompt and answer: question, answer" in err
+    assert "All records are test data" in err and out.endswith(" 40 samples\n")
+    counts = []
+    for more in (["--test-split", "0.2"], ["--split", "train"], ["--split", "valid"]):
+        assert main(["eval", "--data", "mine.csv", *more]) == 0
+        out, err = capsys.readouterr()
+        assert "Cut by a hash of the prompts" in err
+        counts.append(int(out.split()[-2]))
+    assert 0 < counts[0] < 20 and counts[1] + counts[2] == 40

@@ -584,6 +584,13 @@ def test_hf_dataset_of_a_configuration(hub, tokenizer):
         ds.load_dataset(args, tokenizer)
 
 
+def test_a_folder_of_the_hub_with_a_file_that_is_ours(hub, tokenizer):
+    (hub / "test.txt").write_text("notes")
+    assert len(ds.load_dataset(hub, tokenizer)[0]) == 10
+    (hub / "train.jsonl").write_text('{"text": "a"}')
+    assert len(ds.load_dataset(hub, tokenizer)[0]) == 1
+
+
 def test_hub_names_reach_the_hubs_call(monkeypatch, tokenizer):
     hub = pytest.importorskip("datasets", reason="needs the package datasets")
     asked = []
