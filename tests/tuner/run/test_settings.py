@@ -295,3 +295,16 @@ def test_max_time_is_a_duration_of_one_call(tmp_path):
     with pytest.raises(ValueError, match=r"max_time.*2h, 90m or 1h30m"):
         merge_settings({"max_time": "soon"})
     assert "max_time" not in resumed_settings({"max_time": 7200.0, "iters": 5})
+
+
+def test_a_map_of_keys_is_text_or_a_mapping(tmp_path):
+    (tmp_path / "a.yaml").write_text("map: {prompt: q, completion: reply}\nvalid_split: 0.1\n")
+    settings = merge_settings({"test_split": 0.2}, tmp_path / "a.yaml")
+    assert settings.map == {"prompt": "q", "completion": "reply"}
+    assert (settings.valid_split, settings.test_split) == (0.1, 0.2)
+    settings = merge_settings({"map": "messages=dialog"}, tmp_path / "a.yaml")
+    assert settings.map == {"messages": "dialog"}
+    with pytest.raises(ValueError, match="map is .*; allowed: prompt=KEY,completion=KEY or"):
+        merge_settings({"map": "prompt=q"})
+    with pytest.raises(ValueError, match="test_split is 1.5; allowed: .* below 1"):
+        merge_settings({"test_split": 1.5})
