@@ -218,9 +218,9 @@ static const row_packer row_packers[PL_W_COUNT] = {
 };
 
 /* Columns [j0, j0 + n) and depth [k0, k0 + kc) of B as panels [n / width][kc in words][width], that
- * begin panel_words width floats apart, times `scale` and unless `rows` is NULL times the factor of each stored row; padded with 0.
- * For a quantized B, k0 (transposed) or j0 (not transposed) is a multiple of 32. `form` is a
- * constant. */
+ * begin panel_words width floats apart, times `scale` and unless `rows` is NULL times the factor of
+ * each stored row; padded with 0. For a quantized B, k0 (transposed) or j0 (not transposed) is a
+ * multiple of 32. `form` is a constant. */
 INLINE void pack_b_as(const int form, const pl_weight *w, int transposed, int64_t j0, int64_t n,
                       int64_t k0, int64_t kc, int width, float scale, const float *rows,
                       int64_t panel_words, float *dst) {
