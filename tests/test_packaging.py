@@ -269,8 +269,8 @@ def test_instructions_for_bfloat16_are_in_functions_for_processors_that_have_the
     }
     assert using
     own = re.compile(
-        r"native_pairs|^amx_((strip|product)_native|configure|release)"
-        r"|^(pack_[ab]|attn_(forward|grad|pack))_amx"
+        r"native_pairs|^amx_((strip|product|pack_down)_native|configure|release)"
+        r"|^(pack_[ab]|attn_(forward|grad|pack))_amx|^words_of_rows?_"
     )
     assert all(own.search(name) for name in using), using
 
