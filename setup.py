@@ -50,7 +50,7 @@ ISA_FLAGS = {"baseline": []}
 if X86:
     # The kernels are vectors already: looking for more is a fifth of their build, for
     # processors from before 2013.
-    ISA_FLAGS["baseline"] = ["-fno-tree-vectorize", "-fno-unswitch-loops", "-fno-ipa-cp-clone"]
+    ISA_FLAGS["baseline"] = ["-fno-tree-vectorize"]
     ISA_FLAGS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
     ISA_FLAGS["avx512"] = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"]
     # Dots of bfloat16 are used where the processor has them; see pl_has_bf16_dots.
