@@ -14,7 +14,7 @@ from pyloss.evaluation.metrics import ANSWER_METRICS, LOSS_METRICS, read_metrics
 from pyloss.evaluation.questions import Question, read_question
 from pyloss.generation import BatchGenerator, SamplingParams
 from pyloss.tuner.data.batching import NoTargets
-from pyloss.tuner.datasets import CacheDataset
+from pyloss.tuner.data.dataset_classes import CacheDataset
 
 #: records whose losses are computed between two looks at the dataset
 _AT_ONCE = 64

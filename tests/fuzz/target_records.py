@@ -7,7 +7,10 @@ import tiny_files
 from mutation import words_of
 from running import put_files
 
-WORDS = words_of("tuner/data/records", "tuner/data/layouts", "tuner/datasets", "tuner/data/targets")
+WORDS = words_of(
+    *(f"tuner/data/{name}" for name in ("records", "layouts", "dataset_classes", "creating")),
+    *("tuner/data/targets", "tuner/data/hub", "tuner/datasets"),
+)
 WORDS += [
     "system",
     "user",

@@ -19,7 +19,8 @@ from pyloss.runtime import precision
 from pyloss.tuner.adapters.layout import adapter_place
 from pyloss.tuner.callbacks import get_reporting_callbacks
 from pyloss.tuner.data.batching import NoTargets
-from pyloss.tuner.datasets import CacheDataset, load_dataset, resolve_train_on
+from pyloss.tuner.data.targets import resolve_train_on
+from pyloss.tuner.datasets import CacheDataset, load_dataset
 from pyloss.tuner.losses import default_loss
 from pyloss.tuner.run.checkpoints import restore_arrays
 from pyloss.tuner.run.run_folder import ADAPTER_FILE, read_adapter_config

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pyloss.tuner.datasets import CacheDataset
+from pyloss.tuner.data.dataset_classes import CacheDataset
 
 KEY_BYTES = 16
 

@@ -5,6 +5,7 @@ Iteration can resume at any batch.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,8 +16,10 @@ import numpy.typing as npt
 
 from pyloss.checks.numbers import shown
 from pyloss.errors import counted
+from pyloss.tuner.data.dataset_classes import CacheDataset
 from pyloss.tuner.data.targets import Sample
-from pyloss.tuner.datasets import CacheDataset, log
+
+log = logging.getLogger("pyloss")
 
 Batch = tuple[npt.NDArray[np.int32], npt.NDArray[Any]]
 

@@ -18,6 +18,9 @@ from pyloss.tuner.data.records import (
     read_lines,
 )
 
+#: the splits of a folder or dataset, each with the names that it may have
+SPLITS = {"train": ("train",), "valid": ("valid", "validation"), "test": ("test",)}
+NO_SPLITS = "no train.jsonl, valid.jsonl or test.jsonl in this folder"
 ALLOWED = ".jsonl, .json, .csv, .tsv or .txt, each also with .gz"
 
 

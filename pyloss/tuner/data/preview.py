@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import groupby
 from typing import Any
 
-from pyloss.tuner.datasets import CacheDataset
+from pyloss.tuner.data.dataset_classes import CacheDataset
 
 MARKS = ("[+", "+]")
 _COLORS = ("\x1b[32m", "\x1b[0m")

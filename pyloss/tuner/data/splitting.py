@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pyloss.models.text.chat_forms import as_text
+
+log = logging.getLogger("pyloss")
 
 #: the share of validation data in a file without a validation file beside it
 DEFAULT_SPLIT = 0.05
@@ -74,6 +77,42 @@ def cut(
     parts = order[low : count - high], order[:low], order[count - high :]
     train, valid_part, test_part = (sorted(i for g in part for i in groups[g]) for part in parts)
     return train, valid_part, test_part
+
+
+def cut_train(
+    found: Sequence[Any], places: Sequence[str | None], config: Any
+) -> tuple[Any, Any, Any]:
+    """`(train, valid, test)`, with the shares that `config` asks for cut off the training data.
+
+    `places` names the origin of each split that there is. Raises `ValueError` for a share of a
+    split that there is.
+    """
+    train, valid, test = found
+    shares = {name: getattr(config, f"{name}_split", None) or 0.0 for name in ("valid", "test")}
+    for (name, share), place in zip(shares.items(), places[1:], strict=True):
+        if share and place is not None:
+            raise ValueError(
+                f"{name}_split is {share!r:.80}, but {place} has the {name} data: "
+                "leave out one of them"
+            )
+    if not any(shares.values()) or not len(train):
+        return train, valid, test
+    cut_off = cut_dataset(train, shares["valid"], shares["test"])
+    return cut_off[0], cut_off[1] or valid, cut_off[2] or test
+
+
+def cut_dataset(dataset: Any, valid: float, test: float) -> tuple[Any, Any, Any]:
+    """`(train, valid, test)` of a dataset's records, cut by the hash of their prompts."""
+    check_shares(valid, test)
+    dataset.check_all()
+    keys = [split_keys(dataset.form(i), dataset.given(i)) for i in range(len(dataset))]
+    parts = cut(keys, valid, test)
+    counts = f"{len(parts[0]):,} records to train on, {len(parts[1]):,} to validate"
+    counts += f", {len(parts[2]):,} to test" if test else ""
+    shares = f"valid_split {valid:g}" + (f", test_split {test:g}" if test else "")
+    log.info("Cut by a hash of the prompts (%s): %s", shares, counts)
+    found = [dataset.select(part) if part else [] for part in parts]
+    return found[0], found[1], found[2]
 
 
 def _groups(keys: Sequence[Sequence[str]]) -> dict[tuple[float, str], list[int]]:

@@ -17,6 +17,25 @@ from pyloss.tuner.data.turns import Conversation, Message
 TRAIN_ON = ("last", "assistant", "all")
 
 
+def resolve_train_on(train_on: str | None, mask_prompt: bool) -> str:
+    """`train_on` if given, else "last" with `mask_prompt` and "all" without.
+
+    Raises `ValueError` for an unknown `train_on`, or one that contradicts `mask_prompt`.
+    """
+    if train_on is None:
+        return "last" if mask_prompt else "all"
+    if train_on not in TRAIN_ON:
+        raise ValueError(
+            f"train_on is {train_on!r}, and must be one of {', '.join(map(repr, TRAIN_ON))}"
+        )
+    if mask_prompt and train_on == "all":
+        raise ValueError(
+            "mask_prompt=True leaves the prompt untrained, but train_on='all' trains it: give "
+            "one of them"
+        )
+    return train_on
+
+
 @dataclass(frozen=True)
 class Sample:
     """One tokenized record.

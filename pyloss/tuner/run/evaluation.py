@@ -8,7 +8,7 @@ from typing import Any
 
 from pyloss.autograd.scope import no_grad
 from pyloss.tuner.data.batching import NoTargets, iterate_batches
-from pyloss.tuner.datasets import CacheDataset
+from pyloss.tuner.data.dataset_classes import CacheDataset
 from pyloss.tuner.losses import default_loss
 
 

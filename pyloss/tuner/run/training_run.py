@@ -34,8 +34,8 @@ from pyloss.runtime.precision import get_matmul_precision
 from pyloss.tuner.adapters.adapter import fixed_arrays, storable_arrays
 from pyloss.tuner.callbacks import ProgressReporter, TrainingCallback
 from pyloss.tuner.data.batching import NoTargets, iterate_batches
+from pyloss.tuner.data.dataset_classes import CacheDataset
 from pyloss.tuner.data.system_prompt import remembered, system_prompt_of
-from pyloss.tuner.datasets import CacheDataset
 from pyloss.tuner.losses import ModelAndLoss
 from pyloss.tuner.run import checkpoints
 from pyloss.tuner.run.args import TrainingArgs, TrainingResult
