@@ -14,17 +14,23 @@ from typing import TextIO
 
 #: why the text of `out` was lost, or None while all of it arrived
 _lost: str | None = None
+#: why a log on standard output was lost; what `out` writes from then on is lost, too
+_log_lost: str | None = None
 
 
 class Console:
     """A text stream that never raises, over `stream`, or over `sys.NAME` at the time of each call.
 
     It has the methods that progress bars need: `write`, `flush`, `isatty`, `fileno`, `encoding`.
+    With `log` it carries no results, so a loss of its text is none of the command's.
     """
 
-    def __init__(self, name: str = "stderr", stream: TextIO | None = None) -> None:
+    def __init__(
+        self, name: str = "stderr", stream: TextIO | None = None, log: bool = False
+    ) -> None:
         self.name = name
         self._stream = stream
+        self._log = log
 
     @property
     def stream(self) -> TextIO | None:
@@ -70,9 +76,11 @@ class Console:
         return self.stream.fileno()
 
     def _dropped(self, why: str) -> None:
-        global _lost
-        if self.name == "stdout" and _lost is None:
-            _lost = why
+        global _lost, _log_lost
+        if self.name == "stdout" and self._log:
+            _log_lost = _log_lost or why
+        elif self.name == "stdout":
+            _lost = _lost or why
 
 
 _out, _err = Console("stdout"), Console("stderr")
@@ -85,6 +93,8 @@ def reason(error: Exception) -> str:
 
 def out(text: str, end: str = "\n", flush: bool = False) -> None:
     """Write a result to standard output. Never raises: `lost()` says whether it arrived."""
+    if _log_lost is not None:
+        _out._dropped(_log_lost)
     _out.write(text + end)
     if flush:
         _out.flush()
@@ -124,8 +134,8 @@ def begin() -> None:
 
     Otherwise the next open file would get that descriptor, and a library's output would go into it.
     """
-    global _lost
-    _lost = None
+    global _lost, _log_lost
+    _lost = _log_lost = None
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
@@ -146,7 +156,8 @@ def finish() -> bool:
         try:
             stream.flush()
         except (OSError, ValueError) as error:
-            console._dropped(reason(error))
+            if console is _err or _log_lost is None:
+                console._dropped(reason(error))
             with suppress(OSError, ValueError):
                 null = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(null, stream.fileno())

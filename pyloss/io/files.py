@@ -164,6 +164,28 @@ def write_text(path: PathLike, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def append_whole(path: PathLike, text: str) -> None:
+    """Append `text` to a file by one call of the system, which a killed process does not split.
+
+    Raises OSError naming the file, which then ends as before.
+    """
+    raw = text.encode()
+    try:
+        descriptor = os.open(user_path(path), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            before = os.fstat(descriptor).st_size
+            # A file system that is nearly full takes a part.
+            if os.write(descriptor, raw) != len(raw):
+                os.ftruncate(descriptor, before)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise OSError(
+            error.errno or 0, f"cannot write: {error.strerror}", os.fspath(path)
+        ) from error
+
+
 def write_json(path: PathLike, value: Any, sort_keys: bool = False) -> None:
     """Write `value` as indented JSON to `path`, wholly or not at all.
 

@@ -33,16 +33,16 @@ def settings(folder):
 def test_a_run_keeps_its_settings_and_resumes(project, capsys):
     flags = ["--kind", "js", "--beta", "0.25", "--alpha", "0.1", "--lora-alpha", "4"]
     assert main([*DISTILL, "--adapter-path", "run", *flags]) == 0
-    err = capsys.readouterr().err
-    assert "teacher teacher: " in err and "iteration 2/2: train loss" in err
-    assert "of memory at the peak, " in err and " of it the teacher's files\n" in err
+    out, err = capsys.readouterr()
+    assert "teacher teacher: " in err and "iteration 2/2: train loss" in out
+    assert "of memory at the peak, " in out and " of it the teacher's files\n" in out
     saved = settings(project / "run")
     assert saved["distillation"] == {
         "teacher": "teacher", "kind": "js", "beta": 0.25, "alpha": 0.1,
     }  # fmt: skip
     assert saved["lora_parameters"]["scale"] == 4 / saved["lora_parameters"]["rank"]
     assert main(["distill", "--resume", "--adapter-path", "run", "--iters", "3"]) == 0
-    assert "resuming after iteration 2" in capsys.readouterr().err
+    assert "resuming after iteration 2" in capsys.readouterr().out
     assert settings(project / "run")["distillation"] == saved["distillation"]
     fails(
         capsys,
@@ -56,8 +56,8 @@ def test_the_loss_is_that_of_the_teacher(project, capsys):
     """A student that is its own teacher has nothing to learn."""
     own = [*DISTILL[:-1], "base.gguf"]
     assert main([*own, "--model", "base.gguf", "--adapter-path", "run"]) == 0
-    _, err = capsys.readouterr()
-    shown = [line for line in err.splitlines() if "val loss" in line]
+    out, _ = capsys.readouterr()
+    shown = [line for line in out.splitlines() if "val loss" in line]
     assert shown and all("val loss 0.000" in line for line in shown)
 
 
@@ -161,7 +161,7 @@ def test_a_stored_teacher(project, capsys, written, flags):
     assert "teacher stored: " in capsys.readouterr().err
     assert settings(project / "run")["distillation"]["teacher"] == "stored"
     assert main(["distill", "--resume", "--adapter-path", "run", "--iters", "3"]) == 0
-    assert "resuming after iteration 2" in capsys.readouterr().err
+    assert "resuming after iteration 2" in capsys.readouterr().out
 
 
 def test_a_stored_teacher_that_does_not_fit(project, capsys):

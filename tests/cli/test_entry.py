@@ -52,7 +52,7 @@ from pyloss.cli import commands, main
         ([*TRAIN, "-c", "none.yaml"], ["none.yaml: No such file"]),
         ([*TRAIN, "--resume"], ["nothing to resume", "adapters/trainer_state.safetensors"]),
         ([*TRAIN, "--resume", "--resume-adapter-file", "x"], ["give one of them"]),
-        ([*TRAIN, "--report-to", "mlflow"], ["'mlflow' is not known"]),
+        ([*TRAIN, "--report-to", "comet"], ["report_to is 'comet'; allowed: tensorboard, trackio"]),
         (
             [*TRAIN, "--adapter-path", "data/train.jsonl/x"],
             ["data/train.jsonl/x", "cannot make the adapter folder"],

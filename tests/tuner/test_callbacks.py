@@ -1,13 +1,12 @@
-"""The progress display, and reporters to services that need a package."""
+"""Reports to services, most of which need a package."""
 
-import io
+import csv
 import sys
 import types
 
 import pytest
 
-from pyloss.tuner import callbacks
-from pyloss.tuner.callbacks import ProgressReporter, TrainingCallback, get_reporting_callbacks
+from pyloss.tuner.callbacks import SERVICES, TrainingCallback, get_reporting_callbacks
 
 TRAIN = {
     "iteration": 10,
@@ -19,90 +18,6 @@ TRAIN = {
     "peak_memory": 1.25,
 }
 VAL = {"iteration": 10, "val_loss": 2.25, "val_time": 3.0}
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
-def test_plain_lines_where_there_is_no_terminal():
-    stream = io.StringIO()
-    reporter = ProgressReporter(100, stream=stream)
-    reporter.advance(2.0)
-    reporter.on_train_loss_report(TRAIN)
-    reporter.on_val_loss_report(VAL)
-    reporter.close()
-    first, second = stream.getvalue().splitlines()
-    for part in (
-        "10/100",
-        "2.5",
-        "1.000e-05",
-        "0.500 it/s",
-        "321.0 tokens/s",
-        "4096 tokens",
-        "1.25 GB",
-    ):
-        assert part in first
-    assert "val loss 2.25" in second and "left" not in first
-
-
-def test_the_line_ends_with_the_time_that_is_left():
-    stream = io.StringIO()
-    reporter = ProgressReporter(100, stream=stream)
-    reporter.on_train_loss_report(TRAIN | {"seconds_left": 4320.0})
-    reporter.on_train_loss_report(TRAIN | {"seconds_left": 0.0})
-    first, second = stream.getvalue().splitlines()
-    assert first.endswith("peak memory 1.25 GB, 1 h 12 min left") and second.endswith(" GB")
-
-
-def test_a_bar_on_a_terminal_with_the_lines_above_it():
-    pytest.importorskip("tqdm")
-    stream = Terminal()
-    reporter = ProgressReporter(4, done=1, stream=stream)
-    reporter.advance(2.0)
-    reporter.on_val_loss_report(VAL)
-    assert reporter.bar.n == 2
-    reporter.close()
-    reporter.close()
-    assert "\r" in stream.getvalue()
-    assert "val loss 2.25" in stream.getvalue()
-
-
-def test_without_tqdm_a_terminal_gets_lines(monkeypatch):
-    monkeypatch.setitem(sys.modules, "tqdm", None)
-    stream = Terminal()
-    ProgressReporter(4, stream=stream).line("hello")
-    assert stream.getvalue() == "hello\n"
-
-
-def test_a_notebook_with_widgets_gets_their_bar(monkeypatch):
-    class Bar(list):
-        def __init__(self, **options):
-            self.options = options
-
-        def write(self, text, file):
-            self.append(text)
-
-        def close(self):
-            self.append("closed")
-
-    monkeypatch.setattr(callbacks, "_in_notebook", lambda: True)
-    monkeypatch.setitem(sys.modules, "tqdm.auto", types.SimpleNamespace(tqdm=Bar))
-    assert ProgressReporter(4, stream=io.StringIO()).bar is None
-    reporter = ProgressReporter(4, done=1)
-    bar = reporter.bar
-    assert "file" not in bar.options and (bar.options["total"], bar.options["initial"]) == (4, 1)
-    reporter.line("hello")
-    reporter.close()
-    assert bar == ["hello", "closed"]
-
-
-def test_outside_of_notebooks_there_is_no_widget(monkeypatch):
-    assert not callbacks._in_notebook()
-    monkeypatch.setitem(sys.modules, "ipykernel.zmqshell", types.ModuleType("zmqshell"))
-    monkeypatch.setattr(callbacks, "find_spec", lambda name: None)  # no ipywidgets
-    assert not callbacks._in_notebook() and ProgressReporter(4).bar is None
 
 
 def test_callbacks_do_nothing_unless_overridden():
@@ -117,11 +32,11 @@ def test_no_service_no_callback():
 
 def test_unknown_and_missing_services_are_refused(monkeypatch):
     with pytest.raises(
-        ValueError, match="report_to: 'mlflow' is not known; allowed: wandb, swanlab"
+        ValueError, match="report_to: 'comet' is not known; allowed: tensorboard, trackio, wandb"
     ):
-        get_reporting_callbacks("wandb,mlflow")
+        get_reporting_callbacks("wandb,comet")
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ImportError, match="pip install wandb"):
+    with pytest.raises(ImportError, match=r"wandb needs .*pyloss\[wandb\]"):
         get_reporting_callbacks("wandb")
 
 
@@ -130,9 +45,65 @@ def test_reports_reach_every_service(monkeypatch):
     for name in ("wandb", "swanlab"):
         module = types.ModuleType(name)
         module.init = lambda name=name, **options: said.append((f"init {options['project']}",))
-        module.log = lambda info, step, name=name: said.append((name, step))
+        module.log = lambda info, step, name=name: said.append((name, step, len(info)))
+        module.finish = lambda name=name: said.append((name,))
         monkeypatch.setitem(sys.modules, name, module)
     callback = get_reporting_callbacks("WandB, swanlab", "mine", "runs/adapters", {"iters": 3})
+    callback.on_train_loss_report(TRAIN | {"grad_norm": None})
+    callback.on_val_loss_report(VAL)
+    callback.close()
+    assert said[:2] == [("init mine",)] * 2
+    assert said[2:] == [
+        ("swanlab", 10, 7),
+        ("wandb", 10, 7),
+        ("swanlab", 10, 3),
+        ("wandb", 10, 3),
+        ("swanlab",),
+        ("wandb",),
+    ]
+
+
+def test_a_table_of_reports(tmp_path):
+    def rows():
+        with open(tmp_path / "metrics.csv", newline="") as file:
+            return [(row["iteration"], row["train_loss"]) for row in csv.DictReader(file)]
+
+    def report(*iterations):
+        callback = get_reporting_callbacks("csv", None, str(tmp_path), {})
+        for iteration in iterations:
+            callback.on_train_loss_report(TRAIN | {"iteration": iteration, "grad_norm": None})
+        callback.on_val_loss_report(VAL | {"iteration": iterations[-1]})
+        callback.close()
+
+    report(5, 10)
+    assert rows() == [("5", "2.5"), ("10", "2.5"), ("10", "")]
+    report(10, 15)  # resumed from a state before iteration 10
+    assert rows() == [("5", "2.5"), ("10", "2.5"), ("15", "2.5"), ("15", "")]
+
+
+@pytest.mark.parametrize("name", sorted(set(SERVICES) - {"csv", "wandb", "swanlab"}))
+def test_missing_packages_name_their_extra(monkeypatch, tmp_path, name):
+    monkeypatch.setitem(sys.modules, SERVICES[name].service, None)
+    with pytest.raises(ImportError, match=rf"pip install \"pyloss\[{name}\]\""):
+        get_reporting_callbacks(name, None, str(tmp_path))
+
+
+def test_tensorboard_reads_its_events(tmp_path):
+    pytest.importorskip("tensorboardX")
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    callback = get_reporting_callbacks("tensorboard", None, str(tmp_path), {"iters": 3})
     callback.on_train_loss_report(TRAIN)
     callback.on_val_loss_report(VAL)
-    assert said == [("init mine",)] * 2 + [("swanlab", 10), ("wandb", 10)] * 2
+    callback.close()
+    (folder,) = (tmp_path / "tensorboard").iterdir()
+    events = reader.EventAccumulator(str(folder))
+    events.Reload()
+    found = {
+        name: [(event.step, event.value) for event in events.Scalars(name)]
+        for name in ("train_loss", "val_loss", "peak_memory")
+    }
+    assert found == {
+        "train_loss": [(10, 2.5)],
+        "val_loss": [(10, 2.25)],
+        "peak_memory": [(10, 1.25)],
+    }

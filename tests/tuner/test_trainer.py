@@ -205,7 +205,7 @@ def test_lora_plus_gives_lora_b_a_rate_of_its_own(capsys):
         changes[1]["layers.0.lora_b"], 8 * changes[0]["layers.0.lora_b"], rtol=1e-3, atol=1e-7
     )
     assert (
-        "plan: the learning rate of lora_b is 8 times that of the others" in capsys.readouterr().err
+        "plan: the learning rate of lora_b is 8 times that of the others" in capsys.readouterr().out
     )
     own = SimpleNamespace(update=lambda model, grads: None, learning_rate=0.1)
     with pytest.raises(ValueError, match="loraplus_lr_ratio needs an optimizer of pyloss.optim"):
@@ -475,7 +475,7 @@ def test_the_precision_is_that_of_the_run_and_comes_back(capsys):
 
     run(None, loss=loss, iters=1, matmul_precision="bfloat16", progress=True)
     assert set(seen) == {"bfloat16"} and pyloss.get_matmul_precision() == "float32"
-    assert "plan: layers multiply in bfloat16" in capsys.readouterr().err
+    assert "plan: layers multiply in bfloat16" in capsys.readouterr().out
     with pytest.raises(ValueError, match="inside"), matmul_precision("bfloat16"):
         run(None, loss=loss, iters=1)  # without the option the precision stays
         assert seen[-1] == "bfloat16"
@@ -505,7 +505,7 @@ def test_training_outside_the_main_thread(tmp_path):
 
 def test_progress_prints_the_plan_and_the_reports(tmp_path, capsys):
     run(tmp_path, iters=4, steps_per_report=2, progress=True)
-    said = capsys.readouterr().err
+    said = capsys.readouterr().out
     for text in (
         "plan: 4 batches of 2, 4 updates",
         "iteration 2/4: train loss",

@@ -18,8 +18,8 @@ from pyloss.io.console import out, say
 from pyloss.io.files import check_target, user_path
 from pyloss.runtime import precision
 from pyloss.tuner.adapters.layout import CONFIG_FILE, adapter_place
-from pyloss.tuner.callbacks import ProgressReporter
 from pyloss.tuner.datasets import load_dataset
+from pyloss.tuner.progress import ProgressReporter
 from pyloss.tuner.run.settings import merge_settings
 
 _SECONDS = 10  # between lines of progress

@@ -14,8 +14,8 @@ from pyloss.generation import BatchGenerator, SamplingParams
 from pyloss.io.console import say
 from pyloss.io.files import check_target, replacing, user_path
 from pyloss.io.outputs import output
-from pyloss.tuner.callbacks import ProgressReporter
 from pyloss.tuner.data.records import Record, Records, check_messages, field, keys_of
+from pyloss.tuner.progress import ProgressReporter
 
 #: the fields of an answer, in the order of the output
 RESULTS = ("completion", "finish_reason", "prompt_tokens", "completion_tokens")

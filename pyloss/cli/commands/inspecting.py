@@ -12,10 +12,10 @@ from pyloss.errors import counted
 from pyloss.io.console import out, say
 from pyloss.io.files import check_target, replacing, user_path
 from pyloss.io.outputs import output
-from pyloss.tuner.callbacks import ProgressReporter
 from pyloss.tuner.data.preview import preview
 from pyloss.tuner.data.report import describe, shared_prompts
 from pyloss.tuner.datasets import load_whole
+from pyloss.tuner.progress import ProgressReporter
 from pyloss.tuner.run.settings import merge_settings
 
 

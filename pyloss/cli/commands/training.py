@@ -168,7 +168,12 @@ def _train(
     callback = get_reporting_callbacks(
         settings.report_to, settings.project_name, str(folder), vars(settings)
     )
-    run(model, optimizer, train_set, valid_set or None, args, loss=loss, training_callback=callback)
+    try:
+        valid = valid_set or None
+        run(model, optimizer, train_set, valid, args, loss=loss, training_callback=callback)
+    finally:
+        if callback is not None:
+            callback.close()
 
 
 def _adapter_file(path: str) -> Path:

@@ -16,6 +16,7 @@ from pyloss.cli.parser import (
 )
 from pyloss.optim import OPTIMIZERS
 from pyloss.tuner.adapters.registry import KINDS
+from pyloss.tuner.callbacks import SERVICES
 
 #: --preview without a number shows 3 samples.
 _PREVIEW: dict[str, Any] = {"nargs": "?", "const": 3, "type": whole, "metavar": "N"}
@@ -181,7 +182,12 @@ def run_flags(parser: Any, lora_alpha: str = "--alpha") -> None:
     )
     setting(group, "--test-batches", "batches of the test; -1 for all", type=whole)
     group = parser.add_argument_group("reporting and compatibility")
-    setting(group, "--report-to", "also report to wandb, swanlab, or wandb,swanlab")
+    setting(
+        group,
+        "--report-to",
+        f"also report to {', '.join(SERVICES)}, or several with commas",
+        metavar="NAMES",
+    )
     setting(group, "--project-name", "name of the project for --report-to")
     setting(
         group,

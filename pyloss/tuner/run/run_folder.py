@@ -20,6 +20,8 @@ from pyloss.errors import FormatError
 from pyloss.io.files import read_json, write_json
 from pyloss.io.outputs import kept_note, set_aside
 from pyloss.tuner.adapters.layout import CONFIG_FILE, MLX_FILE, PEFT_FILE
+from pyloss.tuner.callbacks import CSV_FILE
+from pyloss.tuner.run.metrics import METRICS_FILE
 
 ADAPTER_FILE = MLX_FILE
 BEST_FILE = "best_adapters.safetensors"
@@ -44,7 +46,8 @@ def run_files(folder: Path, adapter: str = ADAPTER_FILE) -> list[str]:
     leaves the run resumable.
     """
     found = sorted(name for name in os.listdir(folder) if _NUMBERED.fullmatch(name))
-    found += [BEST_FILE, ADAPTER_FILE, PEFT_FILE, "adapter_model.bin", adapter, STATE_FILE]
+    found += [BEST_FILE, ADAPTER_FILE, PEFT_FILE, "adapter_model.bin", adapter]
+    found += [METRICS_FILE, CSV_FILE, STATE_FILE]
     return list(dict.fromkeys(found))
 
 

@@ -23,6 +23,7 @@ from pyloss.optim import OPTIMIZERS, build_schedule
 from pyloss.runtime.precision import PRECISIONS
 from pyloss.tuner.adapters.lora_parameters import INITS, PEFT_NAMES, read_lora_parameters
 from pyloss.tuner.adapters.registry import KINDS
+from pyloss.tuner.callbacks import SERVICES, check_services
 from pyloss.tuner.data.layouts import read_map
 from pyloss.tuner.run.yaml_file import read_yaml
 
@@ -207,6 +208,15 @@ def _map(value: Any) -> dict[str, str]:
         raise Refused(str(error)) from None
 
 
+def _services(value: Any) -> str:
+    try:
+        return ",".join(check_services(_text(value)))
+    except Refused:
+        raise
+    except ValueError:
+        raise Refused(f"{', '.join(SERVICES)}, or several with commas") from None
+
+
 LORA_SCHEMA = {
     "rank": Key(_integer(1)),
     "scale": Key(_number(0, above=True)),
@@ -287,7 +297,7 @@ SCHEMA: dict[str, Key] = {
     "completion_feature": Key(_optional(_text)),
     "chat_feature": Key(_optional(_text)),
     "text_feature": Key(_optional(_text)),
-    "report_to": Key(_optional(_text)),
+    "report_to": Key(_optional(_services)),
     "project_name": Key(_optional(_text)),
     "trust_remote_code": Key(_boolean, False),
     "training_mode": Key(_one_of("normal"), "normal"),

@@ -32,16 +32,18 @@ from pyloss.runtime.device import on_device_of
 from pyloss.runtime.memory import peak_memory
 from pyloss.runtime.precision import get_matmul_precision
 from pyloss.tuner.adapters.adapter import fixed_arrays, storable_arrays
-from pyloss.tuner.callbacks import ProgressReporter, TrainingCallback
+from pyloss.tuner.callbacks import TrainingCallback
 from pyloss.tuner.data.batching import NoTargets, iterate_batches
 from pyloss.tuner.data.dataset_classes import CacheDataset
 from pyloss.tuner.data.system_prompt import remembered, system_prompt_of
 from pyloss.tuner.losses import ModelAndLoss
+from pyloss.tuner.progress import ProgressReporter, log_stream, sparkline
 from pyloss.tuner.run import checkpoints
 from pyloss.tuner.run.args import TrainingArgs, TrainingResult
 from pyloss.tuner.run.checkpoints import Checkpoint, Progress, uninterrupted
 from pyloss.tuner.run.evaluation import batches_of, evaluate, loss_and_weight, own_data
 from pyloss.tuner.run.fingerprint import fingerprint
+from pyloss.tuner.run.metrics import METRICS_FILE, MetricsLog, column, read_metrics, rows_until
 from pyloss.tuner.run.own_optimizer import WrappedOptimizer, optimizer_name, own_optimizer
 from pyloss.tuner.run.plan import describe_plan
 from pyloss.tuner.run.run_folder import BEST_FILE, STATE_FILE, numbered, prepare_folder
@@ -110,7 +112,7 @@ class TrainingRun:
         self.accumulated: dict[str, np.ndarray] = {}
         self.best: dict[str, np.ndarray] = {}
         self.train_time, self.timed_steps, self.timed_tokens = 0.0, 0, 0
-        self.begun = time.monotonic()
+        self.begun, self.seconds_before = time.monotonic(), 0.0
         # of this process: steps and seconds of them, and seconds of the latest validation
         self.steps_taken, self.step_time, self.val_time = 0, 0.0, 0.0
         self.ending = False
@@ -118,6 +120,7 @@ class TrainingRun:
         self.reporters: list[TrainingCallback] = []
         self.display: ProgressReporter | None = None
         self.history: dict[str, list[Any]] = {}
+        self.metrics = MetricsLog(None)
 
     # ---- the run
 
@@ -132,7 +135,7 @@ class TrainingRun:
             self.model.set_grad_checkpoint(True)
         was_training = getattr(self.model, "training", False)
         if args.progress:
-            self.display = ProgressReporter(args.iters, self.progress.iteration)
+            self.display = ProgressReporter(args.iters, self.progress.iteration, log=log_stream())
             self.reporters.append(self.display)
             for line in notes + self.plan():
                 self.display.line(line)
@@ -214,6 +217,13 @@ class TrainingRun:
             notes += prepare_folder(self.folder, self.file.name, config, here, args.overwrite)
             if system_prompt_of(config) is not None:
                 notes.append("the records share a system prompt, which is kept with the adapter")
+        rows = []
+        if place is not None:
+            there_before = checkpoints.state_path(place).parent
+            p = self.progress
+            rows = rows_until(read_metrics(there_before), p.reported_at, p.validated_at)
+        self.metrics = MetricsLog(self.folder and self.folder / METRICS_FILE, rows)
+        self.seconds_before = self.metrics.seconds
         self.mark()
         if saved is None:
             self.save_state()
@@ -447,6 +457,7 @@ class TrainingRun:
             kept_best = self.args.keep_best and self.best
             self.save_adapter(p.best_iteration if kept_best else p.iteration)
             self.say(f"saved the adapter to {self.file}")
+        self.say_curves()
 
     # ---- reports
 
@@ -476,6 +487,7 @@ class TrainingRun:
             p.loss_sum, p.loss_weight, p.reported_at = 0.0, 0.0, p.iteration
             p.train_loss = float(info["train_loss"])
             self.train_time, self.timed_steps, self.timed_tokens = 0.0, 0, 0
+            self.record({k: v for k, v in info.items() if k != "seconds_left"})
         self.keep(info)
         for reporter in self.reporters:
             reporter.on_train_loss_report(dict(info))
@@ -497,6 +509,19 @@ class TrainingRun:
             validations = -(-args.iters // args.steps_per_eval) - (done - 1) // args.steps_per_eval
         rest = steps + max(validations, 0) * self.val_time
         return max(min(rest, self.time_left() + self.val_time), 0.0)
+
+    def record(self, info: Mapping[str, Any]) -> None:
+        """Append a report to `metrics.jsonl`, with the seconds of training until it."""
+        seconds = self.seconds_before + time.monotonic() - self.begun
+        self.metrics.add({**info, "seconds": round(seconds, 3)})
+
+    def say_curves(self) -> None:
+        """Show the course of the losses, where there are enough of them for one."""
+        for name, kind in (("train_loss", "train"), ("val_loss", "val")):
+            losses = [loss for _, loss in column(self.metrics.rows, name) if math.isfinite(loss)]
+            if len(losses) > 2:
+                line = sparkline(losses)
+                self.say(f"{kind} loss {losses[0]:.4f} {line} {losses[-1]:.4f}")
 
     def keep(self, info: Mapping[str, Any]) -> None:
         """Append a report to the columns of the history."""
@@ -528,8 +553,9 @@ class TrainingRun:
                         )
             else:
                 p.not_improved += 1
-        self.val_time = time.perf_counter() - begun
-        info = {"iteration": p.iteration, "val_loss": value, "val_time": self.val_time}
+            self.val_time = time.perf_counter() - begun
+            info = {"iteration": p.iteration, "val_loss": value, "val_time": self.val_time}
+            self.record(info)
         self.keep({"val_iteration": p.iteration} | {k: info[k] for k in ("val_loss", "val_time")})
         for reporter in self.reporters:
             reporter.on_val_loss_report(dict(info))

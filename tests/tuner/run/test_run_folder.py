@@ -40,6 +40,7 @@ def test_runs_one_after_the_other_lose_and_mix_nothing(tmp_path, second, val):
     run(tmp_path, second(seed=2), iters=1, val=val)
     assert files_of(tmp_path / "previous-1") == before
     own = {"adapters.safetensors", "adapter_config.json", "trainer_state.safetensors"}
+    own |= {"metrics.jsonl"}
     own |= {"best_adapters.safetensors"} if val else set()
     after = files_of(tmp_path)
     assert set(after) - {"0000001_adapters.safetensors"} == own
@@ -88,7 +89,7 @@ def test_it_is_said_in_one_line(tmp_path, capsys):
     run(tmp_path, iters=1, progress=True)
     lines = [
         line
-        for line in capsys.readouterr().err.splitlines()
+        for line in capsys.readouterr().out.splitlines()
         if "kept what was there before" in line
     ]
     assert len(lines) == 1 and lines[0].endswith(f"in {tmp_path / 'previous-1'}")
@@ -105,7 +106,7 @@ def test_no_iterations_write_nothing(tmp_path, capsys, earlier):
         and files_of(tmp_path) == before
         and not list(tmp_path.glob("previous*"))
     )
-    assert "nothing was trained, so no adapter is saved" in capsys.readouterr().err
+    assert "nothing was trained, so no adapter is saved" in capsys.readouterr().out
     # A run whose data give no batch writes no adapter either.
     run(tmp_path / "none", iters=3, iterate=lambda **options: iter(()), val=None)
     assert not (tmp_path / "none" / "adapters.safetensors").exists()
