@@ -122,12 +122,17 @@ _EARLIER = (
 
 
 class Gradients:
-    """The gradients that a vjp writes, one per input of its operation."""
+    """The gradients that a vjp writes, one per input of its operation.
 
-    __slots__ = ("nodes",)
+    Attributes:
+        passes: whether the gradient that the vjp was given may become an input's own.
+    """
 
-    def __init__(self, nodes: Nodes):
+    __slots__ = ("nodes", "passes")
+
+    def __init__(self, nodes: Nodes, passes: bool = False):
         self.nodes = nodes
+        self.passes = passes
 
     def wanted(self, i: int) -> bool:
         """Whether the gradient of input i is needed."""
@@ -255,7 +260,7 @@ class Tape:
                 if node.outputs is not None:
                     _backward_of_several(node)
                 elif node.grad is not None and node.vjp is not None:
-                    node.vjp(node.grad, Gradients(node.parents))
+                    node.vjp(node.grad, Gradients(node.parents, node.owned))
                 node.vjp = node.recompute = node.cache = node.grad = None
 
 

@@ -177,7 +177,7 @@ static void attn_prepare_tokens(const void *context, int64_t begin, int64_t end,
             if (g->near)
                 attn_pad_row(g->near + at, from + (token * g->kv_heads + h) * g->d, g->d, g->width,
                              1);
-            if (!g->backward) continue;
+            if (!g->backward || g->fresh) continue;
             memset(g->dk_sums + at, 0, (size_t)g->width * sizeof *g->dk_sums);
             memset(g->dv_sums + at, 0, (size_t)g->width * sizeof *g->dv_sums);
         }
@@ -208,8 +208,10 @@ static int attn_acquire_tiles(attn *g) {
 static pl_status attn_prepare(attn *g) {
     int64_t partial = 0, count = 0, whole = 0, queries = 0;
     const int tiles = is_amx(g->form);
+    g->fresh = g->backward && !tiles && g->window == INT32_MAX && g->ahead == INT32_MAX;
     for (int64_t s = 0; s < g->sequences; s++) {
         const attn_piece p = attn_sequence(g, s);
+        if (p.n == 0 && p.m > 0) g->fresh = 0; /* keys without a piece */
         if (!attn_splits_keys(g, &p)) queries += p.n;
         if (tiles) g->near_rows += attn_near_rows(g, &p);
     }
@@ -249,7 +251,7 @@ static pl_status attn_prepare(attn *g) {
         return PL_NO_MEMORY;
     if (g->backward) attn_list_backward(g);
     else attn_list_forward(g);
-    if (packed || g->backward || tiles)
+    if (packed || (g->backward && !g->fresh) || tiles)
         attn_each_token(g, attn_prepare_tokens, group_packers[g->form]);
     return PL_OK;
 }

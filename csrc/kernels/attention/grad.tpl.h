@@ -154,12 +154,13 @@ INLINE void attn_grad_walk(const attn *g, const attn_piece *p, const attn_scratc
             pl_tell(done, (int32_t)(key + ATTN_K));
             continue;
         }
+        const float *factor = g->fresh && p->before < 0 ? NULL : attn_ones;
         attn_by_row(
-            (attn_product){keys, width, rows, x->s, ATTN_Q, x->d_o, pitch, dv, pitch, attn_ones},
+            (attn_product){keys, width, rows, x->s, ATTN_Q, x->d_o, pitch, dv, pitch, factor},
             first, g->group);
         attn_by_row(
-            (attn_product){keys, width, rows, x->ds, ATTN_Q, x->q, pitch, dk, pitch, attn_ones},
-            first, g->group);
+            (attn_product){keys, width, rows, x->ds, ATTN_Q, x->q, pitch, dk, pitch, factor}, first,
+            g->group);
         pl_tell(done, (int32_t)(key + ATTN_K));
         const attn_rows near = attn_rows_at(g, p, g->k, key);
         attn_by_column((attn_product){rows, width, keys, x->ds, ATTN_Q, near.data, near.stride, acc,

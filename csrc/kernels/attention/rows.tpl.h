@@ -54,6 +54,7 @@ typedef struct {
     int64_t pitch;        /* between packed rows: not a large power of two, see attn_of */
     float scale, softcap; /* softcap 0: none */
     int backward;
+    int fresh; /* backward: the first piece of a head sees all keys, and writes dk and dv */
     int64_t piece_rows, most_rows; /* of a piece; most_rows by the direction and the form alone */
     const float *q, *k, *v, *saved_o, *saved_lse, *d_o;
     float *o, *lse, *dq, *dk, *dv;

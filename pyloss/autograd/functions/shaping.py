@@ -58,7 +58,7 @@ def reshape(a: Any, shape: Any = None, order: str = "C", *, newshape: Any = None
     return record(
         out,
         (x,),
-        lambda dy, grads: grads.put(0, dy.reshape(before), own=False),
+        lambda dy, grads: grads.put(0, dy.reshape(before), own=grads.passes),
         reads_output=reads_output(x),
     )
 
