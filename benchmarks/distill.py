@@ -2,8 +2,9 @@
 
     python benchmarks/distill.py [--quick]
 
-Prints the tables. Teacher and student are SmolLM2-135M, the student with LoRA. Each measurement
-runs in its own process; the programs take turns, and the best of the rounds counts.
+Prints the tables. Teacher and student are SmolLM2-135M, the student with LoRA. Products in bfloat16
+are measured where the processor has instructions for them. Each measurement runs in its own
+process; the programs take turns, and the best of the rounds counts.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import argparse
 
 from bases import MODEL, float_folder
 from common import WORK, free_gb, machine, run_json, table
+
+from pyloss.runtime.precision import has_instructions
 
 TORCH = "torch + PEFT, a loop with both logits"
 TORCH_GB = 9  # of memory that the loop needs
@@ -25,18 +28,22 @@ def main() -> None:
     options = parser.parse_args()
     WORK.mkdir(parents=True, exist_ok=True)
     print(machine(), flush=True)
-    floats = float_folder()
-    ours, teacher = "step_pyloss.py", "--teacher"
-    programs = {
-        "pyloss, float32": (ours, floats, teacher, floats),
-        "pyloss, Q4_1": (ours, MODEL, teacher, MODEL),
-        "pyloss, float32, LoRA step alone": (ours, floats),
-        "pyloss, Q4_1, LoRA step alone": (ours, MODEL),
-        "pyloss, float32, evaluation alone": (ours, floats, "--evaluate"),
-        "pyloss, Q4_1, evaluation alone": (ours, MODEL, "--evaluate"),
-    }
+    floats, teacher = float_folder(), "--teacher"
+    bases = {"float32": (floats,), "Q4_1": (MODEL,)}
+    if has_instructions():
+        half = ("--precision", "bfloat16")
+        bases |= {f"{base}, bfloat16 products": (*of, *half) for base, of in bases.items()}
+    programs: dict[str, tuple[str, ...]] = {}
     if free_gb() > TORCH_GB:
-        programs = {TORCH: ("step_peft.py", floats, teacher, floats), **programs}
+        loop = ("step_peft.py", floats, teacher, floats)
+        programs[TORCH] = loop
+        if has_instructions():
+            programs[f"{TORCH}, bfloat16"] = (*loop, "--dtype", "bfloat16")
+    for base, (model, *flags) in bases.items():
+        ours = ("step_pyloss.py", model, *flags)
+        programs[f"pyloss, {base}"] = (*ours, teacher, model)
+        programs[f"pyloss, {base}, LoRA step alone"] = ours
+        programs[f"pyloss, {base}, evaluation alone"] = (*ours, "--evaluate")
     passes = ("--passes", "1" if options.quick else "3")
     speed: dict[str, float] = {}
     peak: dict[str, float] = {}
@@ -57,7 +64,7 @@ def main() -> None:
     heads = ("4 x 256 tokens", "tokens/s", "speed / torch", "peak memory, GB")
     print(f"\n{table(heads, rows)}", flush=True)
     parts = []
-    for base in ("float32", "Q4_1"):
+    for base in bases:
         step = f"pyloss, {base}"
         alone = sum(1 / speed[f"{step}, {part} alone"] for part in ("LoRA step", "evaluation"))
         parts.append((base, f"{1 / speed[step] / alone:.2f}"))
