@@ -29,6 +29,7 @@ LAYERS = [
     ["tuner"],
     ["loading"],
     ["describing", "distillation", "evaluation", "exporting", "measuring"],
+    ["reports"],
     ["cli", "interop"],
     ["__main__"],
 ]

@@ -76,7 +76,7 @@ def commands(text):
     lines = [
         m[1]
         for m in re.finditer(
-            r"^ *(?:echo .*\| *)?pyloss ((?:train|data|distill|checkpoints|eval|generate|chat|fuse|export|convert|prune|bench|info)\b.*)",
+            r"^ *(?:echo .*\| *)?pyloss ((?:train|data|distill|checkpoints|report|eval|generate|chat|fuse|export|convert|prune|bench|info)\b.*)",
             text,
             re.M,
         )
@@ -84,7 +84,7 @@ def commands(text):
     lines += [
         m[1]
         for m in re.finditer(
-            r"`pyloss ((?:train|data|distill|checkpoints|eval|generate|chat|fuse|export|convert|prune|bench|info) [^`]*--model [^`]*)`",
+            r"`pyloss ((?:train|data|distill|checkpoints|report|eval|generate|chat|fuse|export|convert|prune|bench|info) [^`]*--model [^`]*)`",
             text,
         )
     ]

@@ -16,6 +16,7 @@ from pyloss.cli.flags.evaluating import eval_parser
 from pyloss.cli.flags.generating import chat_parser, generate_parser
 from pyloss.cli.flags.inspecting import data_parser
 from pyloss.cli.flags.measuring import bench_parser, info_parser
+from pyloss.cli.flags.reporting import report_parser
 from pyloss.cli.flags.training import train_parser
 from pyloss.cli.parser import Parser
 
@@ -40,6 +41,7 @@ def build_parser(prog: str = "pyloss") -> argparse.ArgumentParser:
     data_parser(commands)
     distill_parser(commands)
     checkpoints_parser(commands)
+    report_parser(commands)
     eval_parser(commands)
     generate_parser(commands)
     chat_parser(commands)
