@@ -1,14 +1,44 @@
-"""Durations as text: `2h`, `1h30m`, and `1 h 12 min`."""
+"""Durations as text: `2h`, `1h30m` and `1 h 12 min`, and parts of an epoch: `0.1ep`."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-from pyloss.checks.numbers import real, shown
+from pyloss.checks.numbers import real, shown, whole
 
 _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 _TEXT = re.compile(r"(\d+(?:\.\d+)?) *(d|h|m|s)(?:ays?|ours?|in(?:utes?)?|ec(?:onds?)?)?(?: *)")
+
+
+_EPOCHS = re.compile(r"(\d+(?:\.\d+)?|\.\d+) *(?:ep|epochs?)")
+
+
+def every(value: Any, name: str) -> int | str:
+    """A number of iterations as an int, or a share of an epoch as text such as "0.1ep".
+
+    Raises ValueError naming the argument and what is allowed.
+    """
+    if isinstance(value, str):
+        found = _EPOCHS.fullmatch(value.strip().lower())
+        if found is not None and float(found[1]) > 0:
+            return f"{float(found[1]):g}ep"
+        if value.strip().isdecimal():
+            value = int(value[:20])
+    try:
+        return whole(value, name, 1)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{name} is {shown(value)}; it must be a part of an epoch such as 0.1ep, or a whole "
+            "number of iterations of at least 1"
+        ) from None
+
+
+def iterations(value: int | str, epoch: int) -> int:
+    """The iterations of what `every` returns, where an epoch has `epoch` of them; at least 1."""
+    if isinstance(value, int):
+        return value
+    return max(round(float(value.removesuffix("ep")) * epoch), 1)
 
 
 def duration(value: Any, name: str) -> float:

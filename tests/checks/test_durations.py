@@ -2,7 +2,7 @@
 
 import pytest
 
-from pyloss.checks.durations import duration, duration_text
+from pyloss.checks.durations import duration, duration_text, every, iterations
 
 
 @pytest.mark.parametrize(
@@ -48,3 +48,24 @@ def test_others_are_refused(value):
 )
 def test_the_text_has_the_two_largest_units(seconds, text):
     assert duration_text(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "found", "of_40"),
+    [
+        ("0.1ep", "0.1ep", 4),
+        (".5 Epochs", "0.5ep", 20),
+        ("2ep", "2ep", 80),
+        ("0.001ep", "0.001ep", 1),
+        (7, 7, 7),
+        ("7", 7, 7),
+    ],
+)
+def test_parts_of_an_epoch_and_iterations(value, found, of_40):
+    assert every(value, "x") == found and iterations(every(value, "x"), 40) == of_40
+
+
+@pytest.mark.parametrize("value", [0, -1, 0.5, "0ep", "ep", "0.1", "1h", "", None, True, "nanep"])
+def test_what_is_no_interval(value):
+    with pytest.raises(ValueError, match=r"val_every is .*; it must be a part of an epoch such as"):
+        every(value, "val_every")

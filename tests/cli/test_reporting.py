@@ -78,7 +78,11 @@ def test_the_page_has_every_part_and_nothing_from_elsewhere(project):
     ]
     assert page.tags.count("svg") == 5 and "script" not in page.tags and "img" not in page.tags
     places = [value for name, value in page.attributes if name in ("src", "href")]
-    assert all(place.startswith(("#", "data:")) for place in places) and "http:" not in text and "https:" not in text
+    assert (
+        all(place.startswith(("#", "data:")) for place in places)
+        and "http:" not in text
+        and "https:" not in text
+    )
     assert not re.search(r"url\(|@import", text)
     said = " ".join(page.words)
     for part in (

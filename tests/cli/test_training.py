@@ -309,3 +309,16 @@ def test_max_time_is_a_flag(world, capsys):
     assert main([*TRAIN, "--max-time", "0.000001s"]) == 0
     assert "stopped after iteration 0: max_time is 0 s" in capsys.readouterr().out
     fails(capsys, [*TRAIN, "--max-time", "soon"], "max_time", "2h, 90m or 1h30m")
+
+
+def test_epochs_are_a_flag_and_stay_with_the_adapter(world, capsys):
+    argv = ["train", "--data", "data", "--batch-size", "2", "--mask-prompt", "--packing"]
+    assert main([*argv, "--epochs", "2", "--val-every", "0.5ep"]) == 0
+    out = capsys.readouterr().out
+    assert "plan: 6 batches of 2" in out and "2 epochs" in out and "iteration 2/6: val loss" in out
+    config = json.loads(Path("adapters/adapter_config.json").read_text())
+    assert (config["epochs"], config["iters"], config["val_every"]) == (2.0, 6, "0.5ep")
+    assert main([*argv, "--resume", "--epochs", "3"]) == 0
+    assert "plan: 9 batches of 2" in capsys.readouterr().out
+    assert main([*argv, "--resume", "--iters", "10"]) == 0
+    assert "plan: 10 batches of 2" in capsys.readouterr().out

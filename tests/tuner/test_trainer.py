@@ -514,3 +514,33 @@ def test_progress_prints_the_plan_and_the_reports(tmp_path, capsys):
     ):
         assert text in said
     assert f"saved the adapter to {tmp_path / 'adapters.safetensors'}" in said
+
+
+def test_epochs_and_parts_of_them_become_iterations(tmp_path):
+    """13 samples in batches of 2 are 7 batches an epoch."""
+    _, seen, result = run(tmp_path, epochs=2, val_every="0.5ep")
+    assert result.iterations == 14
+    assert sorted(seen.val_losses) == [0, 4, 8, 12, 14]
+    assert run(None, epochs=0.5)[2].iterations == 4
+    _, seen, result = run(None, iters=6, val_every=3)
+    assert result.iterations == 6 and sorted(seen.val_losses) == [0, 3, 6]
+
+
+def test_a_run_of_epochs_resumes_with_more(tmp_path):
+    run(tmp_path / "parts", epochs=1)
+    resumed, _, result = run(tmp_path / "parts", Tiny(seed=9), epochs=2, resume=True)
+    whole = run(tmp_path / "whole", epochs=2)[0]
+    assert result.iterations == 14
+    for name, array in whole.arrays.items():
+        np.testing.assert_array_equal(array, resumed.arrays[name])
+
+
+def test_epochs_need_an_iterator_that_knows_them():
+    with pytest.raises(ValueError, match="epochs is given in epochs, and the iterator"):
+        run(None, epochs=1, iterate=in_order(2))
+    with pytest.raises(ValueError, match="val_every is given in epochs, and the iterator"):
+        run(None, val_every="1ep", iterate=in_order(2))
+    assert run(None, iters=2, val_every=1, iterate=in_order(2))[2].iterations == 2
+    for wrong in ({"epochs": 0}, {"epochs": "3"}, {"val_every": "often"}):
+        with pytest.raises((TypeError, ValueError), match=next(iter(wrong))):
+            TrainingArgs(**wrong)

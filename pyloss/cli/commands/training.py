@@ -128,6 +128,8 @@ _SHARED = (
     "loraplus_lr_ratio",
     "patience",
     "max_time",
+    "epochs",
+    "val_every",
     "keep_best",
     "resume",
     "overwrite",

@@ -118,6 +118,12 @@ def run_flags(parser: Any, lora_alpha: str = "--alpha") -> None:
     setting(group, "--iters", "batches to train on", type=whole)
     setting(
         group,
+        "--epochs",
+        "passes over the training data, instead of --iters (default: off)",
+        type=real,
+    )
+    setting(
+        group,
         "--max-time",
         "stop after this time, as if the iterations were done; --resume goes on (default: off)",
         metavar="2h|90m|1h30m",
@@ -146,6 +152,12 @@ def run_flags(parser: Any, lora_alpha: str = "--alpha") -> None:
         group, "--steps-per-report", "iterations between reports of the training loss", type=whole
     )
     setting(group, "--steps-per-eval", "iterations between validations", type=whole)
+    setting(
+        group,
+        "--val-every",
+        "instead of --steps-per-eval: a part of an epoch, or a number of iterations (default: off)",
+        metavar="0.1ep|N",
+    )
     setting(group, "--val-batches", "batches of a validation; -1 for all, 0 for none", type=whole)
     setting(
         group,
@@ -189,6 +201,12 @@ def run_flags(parser: Any, lora_alpha: str = "--alpha") -> None:
         metavar="NAMES",
     )
     setting(group, "--project-name", "name of the project for --report-to")
+    setting(
+        group,
+        "--packing",
+        "accepted and without effect: batches are always computed without padding",
+        action="store_true",
+    )
     setting(
         group,
         "--clear-cache-threshold",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pyloss.checks.durations import duration
+from pyloss.checks.durations import duration, every, iterations
 from pyloss.checks.numbers import real, whole
 from pyloss.nn.display import html_table
 from pyloss.runtime.precision import check_precision
@@ -48,6 +49,9 @@ class TrainingArgs:
             subfolder `previous-N`.
         max_time: stop after this time, as if the iterations were done: seconds, or text such as
             "2h" or "1h30m"; None: never. A resumed run has it anew.
+        epochs: passes over the training data, instead of `iters`; a part of one is possible.
+        val_every: what is between validations, instead of `steps_per_eval`: text such as "0.1ep",
+            a part of an epoch, or a number of iterations.
     """
 
     batch_size: int = 4
@@ -72,6 +76,8 @@ class TrainingArgs:
     progress: bool = True
     overwrite: bool = False
     max_time: float | str | None = None
+    epochs: float | None = None
+    val_every: int | str | None = None
 
     def __post_init__(self) -> None:
         least = {
@@ -89,11 +95,38 @@ class TrainingArgs:
                 setattr(self, name, whole(getattr(self, name), name, low))
         if self.max_time is not None:
             self.max_time = duration(self.max_time, "max_time")
+        if self.epochs is not None:
+            self.epochs = real(self.epochs, "epochs", above=0)
+        if self.val_every is not None:
+            self.val_every = every(self.val_every, "val_every")
         if self.matmul_precision is not None:
             check_precision(self.matmul_precision)
         if self.max_grad_norm is not None:
             self.max_grad_norm = real(self.max_grad_norm, "max_grad_norm", above=0)
         self.loraplus_lr_ratio = real(self.loraplus_lr_ratio, "loraplus_lr_ratio", above=0)
+
+    def in_iterations(self, batches: Any) -> TrainingArgs:
+        """These settings with `iters` and `steps_per_eval` for the epochs of `batches`.
+
+        Raises ValueError if epochs are given and the iterator does not say how many batches one
+        has (`batches_per_epoch`).
+        """
+        given = [self.val_every] if isinstance(self.val_every, str) else []
+        if self.epochs is None and self.val_every is None:
+            return self
+        epoch: int = getattr(batches, "batches_per_epoch", 0)
+        if not epoch and (given or self.epochs is not None):
+            name = "epochs" if self.epochs is not None else "val_every"
+            raise ValueError(
+                f"{name} is given in epochs, and the iterator of the batches does not say how many "
+                "an epoch has (batches_per_epoch): give iters and steps_per_eval"
+            )
+        found = replace(self)
+        if self.epochs is not None:
+            found.iters = max(math.ceil(self.epochs * epoch - 1e-9), 1)
+        if self.val_every is not None:
+            found.steps_per_eval = iterations(self.val_every, epoch)
+        return found
 
 
 @dataclass

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-from pyloss.checks.durations import duration
+from pyloss.checks.durations import duration, every
 from pyloss.checks.numbers import LARGEST, real, shown, whole
 from pyloss.errors import nearest
 from pyloss.io.files import PathLike, user_path
@@ -93,6 +93,21 @@ def _duration(value: Any) -> float:
         return duration(value, "")
     except ValueError:
         raise Refused("a time such as 2h, 90m or 1h30m, or a number of seconds above 0") from None
+
+
+def _every(value: Any) -> int | str:
+    try:
+        return every(value, "")
+    except ValueError:
+        raise Refused(
+            "a part of an epoch such as 0.1ep, or a whole number of iterations of at least 1"
+        ) from None
+
+
+def _always(value: Any) -> bool:
+    if value is not True:
+        raise Refused("true, which is always so: batches are computed without padding")
+    return True
 
 
 def _boolean(value: Any) -> bool:
@@ -314,6 +329,9 @@ SCHEMA: dict[str, Key] = {
     "loraplus_lr_ratio": Key(_number(0, above=True), 1.0),
     "patience": Key(_optional(_integer(1))),
     "max_time": Key(_optional(_duration)),
+    "epochs": Key(_optional(_number(0, above=True))),  # instead of iters
+    "val_every": Key(_optional(_every)),  # instead of steps_per_eval
+    "packing": Key(_optional(_always)),
     "keep_best": Key(_boolean, True),
     "resume": Key(_boolean, False),
     "overwrite": Key(_boolean, False),
@@ -337,7 +355,6 @@ RENAMED = {
     "steps_per_save": "save_every",
     "adapter_file": "resume_adapter_file",
     "lr": "learning_rate",
-    "epochs": "iters",
     "max_length": "max_seq_length",
     "gradient_accumulation_steps": "grad_accumulation_steps",
     "gradient_checkpointing": "grad_checkpoint",
@@ -347,7 +364,8 @@ RENAMED = {
     "eval_steps": "steps_per_eval",
     "save_steps": "save_every",
     "max_steps": "iters",
-    "num_train_epochs": "iters",
+    "num_train_epochs": "epochs",
+    "num_epochs": "epochs",
     "per_device_train_batch_size": "batch_size",
     "val_split": "valid_split",
     "val_set_size": "valid_split",
@@ -416,6 +434,26 @@ def resumed_settings(saved: Mapping[str, Any]) -> dict[str, Any]:
     return check_settings(known, "the run to resume")
 
 
+#: settings that say one thing in two ways
+_EITHER = (("iters", "epochs"), ("steps_per_eval", "val_every"))
+
+
+def _choose_one(settings: dict[str, Any], *layers: tuple[dict[str, Any], str]) -> None:
+    """Unset what a later layer says in the first way. Raises ValueError for both ways in one layer.
+
+    In all layers together, the second way has precedence: the first has a default.
+    """
+    below = [settings]
+    for values, source in layers:
+        for steps, epochs in _EITHER:
+            if steps in values and epochs in values:
+                raise ValueError(f"{source}: {steps} and {epochs} are given; give one of them")
+            if steps in values:
+                for lower in below:
+                    lower.pop(epochs, None)
+        below.append(values)
+
+
 def merge_settings(
     flags: Mapping[str, Any],
     path: PathLike | None = None,
@@ -437,7 +475,9 @@ def merge_settings(
     distilling = {
         name: given.pop(flag) for flag, name in DISTILLATION_FLAGS.items() if flag in given
     }
-    settings |= from_file | check_settings(given, "command line")
+    given = check_settings(given, "command line")
+    _choose_one(settings, (from_file, os.fspath(path or "")), (given, "command line"))
+    settings = {"epochs": None, "val_every": None} | settings | from_file | given
     try:
         if distilling:
             distilling = _checked(distilling, DISTILLATION_SCHEMA, "distillation.")

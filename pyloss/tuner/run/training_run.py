@@ -103,7 +103,7 @@ class TrainingRun:
         self.value_and_grad = nn.value_and_grad(self.trained, loss)
         self.file = (
             None
-            if args.adapter_file is None or not (args.iters or args.resume)
+            if args.adapter_file is None or not (args.iters or args.epochs or args.resume)
             else user_path(args.adapter_file)
         )
         self.folder = None if self.file is None else self.file.parent
@@ -129,8 +129,8 @@ class TrainingRun:
             return self.run_locked(callback, held)
 
     def run_locked(self, callback: TrainingCallback | None, held: ExitStack) -> TrainingResult:
-        args = self.args
         notes = self.start(held)
+        args = self.args
         if args.grad_checkpoint:
             self.model.set_grad_checkpoint(True)
         was_training = getattr(self.model, "training", False)
@@ -198,12 +198,15 @@ class TrainingRun:
             self.batches = batches_of(self.make_batches, self.model, self.data, **options)
         except NoTargets as error:
             raise NoTargets(f"the training data: {error}") from None
+        self.args = args = args.in_iterations(self.batches)
         if self.folder is not None:
             self.base = fingerprint(self.model, {*self.parameters, *self.fixed})
         if saved is not None and place is not None:
             notes = self.restore(saved, checkpoints.state_path(place))
         own = getattr(self.model, "adapter_config", None)
         config = remembered(args.adapter_config or own, self.given)
+        if config is not None and args.epochs is not None and "iters" in config:
+            config = {**config, "iters": args.iters}
         if own is not None:
             self.model.adapter_config = remembered(own, self.given)
         if self.folder is not None and self.file is not None:

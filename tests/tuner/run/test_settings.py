@@ -308,3 +308,24 @@ def test_a_map_of_keys_is_text_or_a_mapping(tmp_path):
         merge_settings({"map": "prompt=q"})
     with pytest.raises(ValueError, match="test_split is 1.5; allowed: .* below 1"):
         merge_settings({"test_split": 1.5})
+
+
+def test_epochs_and_iterations_take_each_others_place(tmp_path):
+    (tmp_path / "a.yaml").write_text("epochs: 3\nval_every: 0.1ep\npacking: true\n")
+    found = merge_settings({}, tmp_path / "a.yaml")
+    assert (found.epochs, found.val_every, found.iters) == (3.0, "0.1ep", 1000)
+    found = merge_settings({"iters": 5, "val_every": "20"}, tmp_path / "a.yaml")
+    assert (found.epochs, found.iters, found.val_every) == (None, 5, 20)
+    found = merge_settings({"steps_per_eval": 5}, tmp_path / "a.yaml")
+    assert (found.epochs, found.val_every, found.steps_per_eval) == (3.0, None, 5)
+    # A run's own settings have both, and a flag decides.
+    saved = {"iters": 42, "epochs": 3.0}
+    assert merge_settings({}, None, saved).epochs == 3.0
+    assert merge_settings({"epochs": 4.0}, None, saved).epochs == 4.0
+    assert merge_settings({"iters": 50}, None, saved).epochs is None
+    with pytest.raises(ValueError, match="command line: iters and epochs are given; give one"):
+        merge_settings({"iters": 5, "epochs": 1.0})
+    with pytest.raises(ValueError, match="val_every is 'often'; allowed: a part of an epoch"):
+        merge_settings({"val_every": "often"})
+    with pytest.raises(ValueError, match="packing is False; allowed: true, which is always so"):
+        merge_settings({"packing": False})
