@@ -97,8 +97,6 @@ static void adapted_norm_piece(const void *context, int64_t begin, int64_t end, 
  * w [O,I] in any format, a [I,R], b [R,O], squares [O] as row_squares gives them */
 pl_status KERNEL(adapted_norm)(const pl_call *c) {
     const adapted_norm_args args = adapted_norm_args_of(c);
-    /* Up to this rank, expanding W for SMALL_M columns of a at once is faster than packing it. */
-    enum { GEMV_RANK = 16 };
     int64_t rank = PL_DIM(c, 'R'), o = PL_DIM(c, 'O'), depth = PL_DIM(c, 'I');
     const float *a = args.a;
     float *scratch = pl_acquire(
@@ -108,18 +106,13 @@ pl_status KERNEL(adapted_norm)(const pl_call *c) {
           *row = g + rank * rank;
     for (int64_t i = 0; i < depth; i++)
         for (int64_t r = 0; r < rank; r++) columns[r * depth + i] = a[i * rank + r];
-    pl_status status = PL_OK;
-    int64_t step = rank <= GEMV_RANK ? SMALL_M : rank;
-    for (int64_t r = 0; r < rank && status == PL_OK; r += step) {
-        gemm product = {.m = rank - r < step ? rank - r : step,
-                        .n = o,
-                        .k = depth,
-                        .a = {columns + r * depth, depth, 0, 1},
-                        .b = *args.w,
-                        .b_transposed = 1,
-                        .c = wa + r * o};
-        status = gemm_run(&product);
-    }
+    gemm product = {.m = rank,
+                    .n = o,
+                    .k = depth,
+                    .a = {columns, depth, 0, 1},
+                    .b = *args.w,
+                    .b_transposed = 1,
+                    .c = wa};
     gemm inner = {.m = rank,
                   .n = rank,
                   .k = depth,
@@ -132,6 +125,7 @@ pl_status KERNEL(adapted_norm)(const pl_call *c) {
                   .a = {g, rank, 0, 1},
                   .b = float_matrix(args.b, rank, o),
                   .c = gb};
+    pl_status status = gemm_run(&product);
     if (status == PL_OK) status = gemm_run(&inner);
     if (status == PL_OK) status = gemm_run(&outer);
     if (status == PL_OK)
