@@ -64,7 +64,7 @@ UNITS = ["products", "losses", "layers", "maps", "table"]
 
 SOURCES = sorted(
     path
-    for room in ("binding", "core", "opencl")
+    for room in ("binding", "core", "encoders", "opencl")
     for path in glob.glob(f"csrc/{room}/**/*.c", recursive=True)
 )
 OPENCL_PROGRAMS = [

@@ -153,6 +153,13 @@ int pl_has_bf16_dots(void);
  * operating system is asked for the unit, which it gives to a process once and for all. */
 const char *pl_amx_missing(int request);
 
+/* encoders/: stored formats whose scales are searched for, from floats [rows, cols], cols whole
+ * blocks. `importance`, of the columns, weighs squared errors; `like`, a matrix of that shape, gives
+ * its scales; both may be NULL. Scales that float16 does not hold become infinite. */
+int pl_encodes(int format);
+void pl_encode(int format, const float *x, const float *importance, int64_t rows, int64_t cols,
+               const uint8_t *like, uint8_t *out);
+
 /* core/precision.c: how dense layers multiply, for the whole process. With PL_BFLOAT16 their
  * inputs and weights are rounded to bfloat16 and their products are summed in float32, one depth
  * after the other; PL_BFLOAT16_EMULATED does so without the processor's bfloat16 instructions.

@@ -1,6 +1,6 @@
 """The C core: a function for each operation in csrc/ops.def, and the functions below.
 
-Docstrings are in csrc/binding/module.c, calls.c, devices.c and device_array.c.
+Docstrings are in csrc/binding/module.c, calls.c, encode.c, devices.c and device_array.c.
 """
 
 from collections.abc import Callable
@@ -34,6 +34,13 @@ def run(
     steps: tuple[tuple[int, str, tuple[Any, ...], tuple[int, ...]], ...], slots: list[Any], /
 ) -> None: ...
 def replay(calls: list[tuple[Any, ...]], /) -> None: ...
+def encode(
+    format: int,
+    x: ndarray[Any, Any],
+    importance: ndarray[Any, Any] | None,
+    like: ndarray[Any, Any] | None,
+    /,
+) -> ndarray[Any, Any]: ...
 def profile(on: bool, /) -> dict[str, tuple[int, float, int]]: ...
 
 class DeviceArray:

@@ -17,16 +17,19 @@ from pyloss.models.files.gguf_writer import (
     TYPES,
     earlier_parts,
     library,
+    mixture_of,
     refuse_model,
     stored_as,
     write_gguf,
 )
+from pyloss.models.files.mixtures import ALIASES, MIXTURES
+from pyloss.models.files.names import gguf_name, shared_parts
 from pyloss.models.files.quantized import stays_quantized
 from pyloss.models.fusing import fuse_modules, refuse_loss
 from pyloss.tuner.adapters.adapter import adapter_modules
 from pyloss.tuner.adapters.folder import save_adapter
 from pyloss.tuner.adapters.gguf import write_lora_gguf
-from pyloss.tuner.adapters.merging import dense, share_kept
+from pyloss.tuner.adapters.merging import dense
 from pyloss.weights.weight import SINGLE, Weight
 
 if TYPE_CHECKING:
@@ -56,6 +59,7 @@ def export(
     name: str | None = None,
     overwrite: bool = False,
     split_max_size: int | str | None = None,
+    importance_data: str | os.PathLike[str] | None = None,
 ) -> Path:
     """Write `model` in another program's format. Files of models get fused adapters.
 
@@ -76,6 +80,8 @@ def export(
         split_max_size: with "gguf", the most bytes of a file, as a number or as "2G" or "500M"
             (powers of 1000, as in llama.cpp). A larger model becomes NAME-00001-of-00003.gguf and
             so on.
+        importance_data: with a mixture as `type`, a file of records or texts whose tokens say which
+            columns of the matrices matter (`models.importance`).
 
     Returns:
         What was written, of a split model its first file, by which it is loaded.
@@ -93,6 +99,7 @@ def export(
         type=type,
         dequantize=dequantize,
         split_max_size=split_max_size,
+        importance_data=importance_data,
     )
     if to in ("peft", "mlx"):
         save_adapter(model, path, to, base_model=name, one_rank=True, overwrite=overwrite)
@@ -112,9 +119,27 @@ def export(
         )
         kept = _fused(model, dequantize or type is not None, ways, gguf_type=type)
         file, most = user_path(path), byte_count(split_max_size)
-        with kept, _gguf_output(file, most is not None, overwrite):
-            return write_gguf(model, file, tokenizer, type, name, most)
+        with kept:
+            importance = _importance(model, tokenizer, importance_data)
+            with _gguf_output(file, most is not None, overwrite):
+                return write_gguf(model, file, tokenizer, type, name, most, importance)
     return user_path(path)
+
+
+def _importance(
+    model: Model, tokenizer: Tokenizer, source: str | os.PathLike[str] | None
+) -> dict[str, np.ndarray] | None:
+    """The importance of columns by the text of a file."""
+    if source is None:
+        return None
+    from types import SimpleNamespace
+
+    from pyloss.models.importance import column_importance
+    from pyloss.tuner.datasets import load_whole
+
+    datasets = load_whole(SimpleNamespace(data=os.fspath(source)), tokenizer)
+    samples = (dataset.sample(i) for dataset in datasets.values() for i in range(len(dataset)))
+    return column_importance(model, (sample.tokens for sample in samples))
 
 
 def _gguf_output(path: Path, split: bool, overwrite: bool) -> AbstractContextManager[None]:
@@ -137,16 +162,23 @@ def byte_count(size: int | str | None) -> int | None:
     return int(match[1]) * units[match[2]]
 
 
-def _kept(name: str, adapter: Any, fused: Any, type: str) -> float:
-    """The share of an adapter's change that a GGUF file of `type` keeps."""
+def _kept(name: str, adapter: Any, fused: Any, type: Any, config: Any) -> float:
+    """The share of an adapter's change that a GGUF file of `type` keeps.
+
+    It is by how much storing the layer with the adapter differs from storing it without, along the
+    change. Rounding that has nothing to do with the adapter does not count: it is there without.
+    """
     before, after = dense(adapter.base.weight), dense(fused.weight)
-    kind = stored_as(f"{name}.weight", after, type)
-    rows = after.reshape(-1, after.shape[-1])
-    error = Weight.quantize(rows, kind).dequantize() - rows
-    change = rows - before.reshape(rows.shape)
-    return share_kept(
-        float(np.sum(change**2, dtype=np.float64)), float(np.sum(error**2, dtype=np.float64))
+    tensor = f"{name}.weight"
+    part = (shared_parts(tensor, config.mixture is not None) or [tensor])[0]
+    kind = stored_as(tensor, after, type, gguf_name(part, config.family))
+    shape = (-1, after.shape[-1])
+    difference, change = (
+        store(after.reshape(shape)) - store(before.reshape(shape))
+        for store in (lambda rows: Weight.quantize(rows, kind).dequantize(), np.copy)
     )
+    size = float(np.sum(change**2, dtype=np.float64))
+    return float(np.sum(difference * change, dtype=np.float64)) / size if size else 1.0
 
 
 def becomes_floats(model: Any) -> bool:
@@ -174,6 +206,7 @@ def check_request(
     type: str | None = None,
     dequantize: bool = False,
     split_max_size: int | str | None = None,
+    importance_data: str | os.PathLike[str] | None = None,
 ) -> None:
     """Check a request to `export` without the model: options, packages, the output's path.
 
@@ -182,7 +215,12 @@ def check_request(
     if to not in FORMATS:
         raise ValueError(f"to must be one of {', '.join(FORMATS)}, not {to!r}")
     byte_count(split_max_size)
-    gguf_alone = {"adapter_only": adapter_only, "type": type, "split_max_size": split_max_size}
+    gguf_alone = {
+        "adapter_only": adapter_only,
+        "type": type,
+        "split_max_size": split_max_size,
+        "importance_data": importance_data,
+    }
     for option, given in gguf_alone.items():
         if given and to != "gguf":
             raise ValueError(f"{option} is for 'gguf' alone, not for {to!r}")
@@ -194,6 +232,14 @@ def check_request(
         raise ValueError("dequantize is for whole models: an adapter alone is written as it is")
     if type is not None and type not in TYPES:
         raise ValueError(f"type must be one of {', '.join(TYPES)}, got {type!r}")
+    if importance_data is not None:
+        if type not in MIXTURES and type not in ALIASES:
+            raise ValueError(
+                "importance_data is for types whose scales are searched for: type must be one of "
+                f"{', '.join(MIXTURES)}, not {type!r}"
+            )
+        if not user_path(importance_data).exists():
+            raise FileNotFoundError(f"importance_data: there is no file {importance_data}")
     if to == "gguf":
         if user_path(path).suffix in (".safetensors", ".json"):
             name = os.fspath(path)
@@ -217,9 +263,10 @@ def _fused(model: Any, dequantize: bool, ways: str, gguf_type: str | None = None
             fuse_modules(model, dequantize, ways)
             if gguf_type is not None:
                 fused = {name: module for name, module in model.named_modules() if name in adapters}
+                chosen = mixture_of(model, gguf_type) or gguf_type
                 refuse_loss(
                     {
-                        name: _kept(name, adapters[name], fused[name], gguf_type)
+                        name: _kept(name, adapters[name], fused[name], chosen, model.config)
                         for name in adapters
                     },
                     ways,

@@ -1,5 +1,7 @@
 """`export`: every format from a tiny model, which stays unchanged."""
 
+import copy
+
 import gguf
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import tiny
 import pyloss
 from pyloss.io.gguf import read_gguf
 from pyloss.models import conversion, load, load_model
+from pyloss.models.importance import column_importance
 from pyloss.tuner import linear_to_lora_layers, load_adapters
 
 IDS = np.arange(30)[None] * 11 % tiny.TOKENS
@@ -82,7 +85,7 @@ def test_over_a_quantized_base(tmp_path, kept, recwarn):
         names = set(model.trainable_parameters())
         for type in (None, "q4_0", "q4_1"):
             with pytest.raises(
-                ValueError, match=r"would keep 0% .*--dequantize --type q8_0 .*--adapter-only"
+                ValueError, match=r"would keep [0-4]% .*--dequantize --type q8_0 .*--adapter-only"
             ):
                 pyloss.export(model, tmp_path / "same.gguf", "gguf", tokenizer, type=type)
         assert set(model.trainable_parameters()) == names and not (tmp_path / "same.gguf").exists()
@@ -238,3 +241,52 @@ def test_files_of_an_earlier_split_are_kept(plain, tmp_path, monkeypatch):
 def test_split_requests_that_are_refused(plain, tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         pyloss.export(plain, tmp_path / "m", tokenizer=None, **{"to": "gguf", **options})
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_a_mixture_with_importance(tmp_path, adapted):
+    """Errors move to columns whose inputs are small."""
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8, "head_dim": 32}
+    model = tiny.load_tiny(tmp_path / "base", vocab_size=tiny.TOKENS, **sizes)
+    if adapted:
+        linear_to_lora_layers(model, -1, {"rank": 2, "scale": 1.0, "keys": ["mlp.down_proj"]})
+        model.layers[0].mlp.down_proj.lora_b[...] = 0.1
+    tokenizer = tiny.byte_tokenizer()
+    text = "hello w12 and hello again\n\nhello world, hello w12"
+    (tmp_path / "text.txt").write_text(text)
+    importance = column_importance(fused(model), [tokenizer.encode(text)])
+    errors = []
+    for name, data in (("even", None), ("weighed", tmp_path / "text.txt")):
+        path = tmp_path / f"{name}.gguf"
+        pyloss.export(model, path, "gguf", tokenizer, type="q2_k", importance_data=data)
+        stored = load_model(path).stored()
+        error = 0.0
+        for tensor, before in fused(model).stored().items():
+            if tensor in importance:
+                difference = stored[tensor].dequantize() - before.dequantize()
+                error += float(np.sum(difference**2 * importance[tensor]))
+        errors.append(error)
+    assert errors[1] < 0.97 * errors[0]
+
+
+def fused(model):
+    again = copy.deepcopy(model)
+    again.fuse()
+    return again
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"to": "hf"}, "importance_data is for 'gguf' alone"),
+        ({"type": None}, "type must be one of q2_k, .*iq4_xs, not None"),
+        ({"type": "q8_0"}, "type must be one of q2_k, .* not 'q8_0'"),
+        ({}, "importance_data: there is no file .*none.txt"),
+    ],
+)
+def test_requests_with_importance_that_are_refused(plain, tmp_path, options, message):
+    request = {"to": "gguf", "type": "q4_k_m", "importance_data": tmp_path / "none.txt", **options}
+    if request["to"] == "hf":
+        request["type"] = None
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        pyloss.export(plain, tmp_path / "m.gguf", tokenizer=tiny.byte_tokenizer(), **request)

@@ -9,6 +9,7 @@
 #include "calls.h"
 #include "device_array.h"
 #include "devices.h"
+#include "encode.h"
 #include "numbers.h"
 #include "profile.h"
 
@@ -279,7 +280,8 @@ static int select_isa(void) {
 static int module_exec(PyObject *module) {
     if (PyArray_ImportNumPyAPI() || pl_calls_init() || select_isa()) return -1;
     if (PyModule_AddFunctions(module, pl_call_functions) ||
-        PyModule_AddFunctions(module, pl_device_functions))
+        PyModule_AddFunctions(module, pl_device_functions) ||
+        PyModule_AddFunctions(module, pl_encode_functions))
         return -1;
     return pl_device_array_init(module);
 }

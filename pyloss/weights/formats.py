@@ -1,7 +1,8 @@
 """The weight formats, and GGUF's decoded and encoded in NumPy.
 
-Encoders give the bits of ggml's reference. Formats with scales in separate arrays are in
-`groups.py`.
+Encoders give the bits of ggml's reference, but for the formats whose scales are searched for: the
+core's search (csrc/encoders) comes nearer to the values. Formats with scales in separate arrays are
+in `groups.py`.
 """
 
 from __future__ import annotations
@@ -33,8 +34,14 @@ class Format(NamedTuple):
     bits: int = 0
 
 
-# The reference encoders of these search for scales at length, and gguf-py has none to compare with.
-_READ_ONLY = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs", "mxfp4")
+_READ_ONLY = ("mxfp4",)
+
+#: Formats that the core encodes, and the largest multiple of a float16 factor that they hold, of
+#: offsets where they have some.
+SEARCHED = {
+    "q2_k": 15, "q3_k": 31 * 3, "q4_k": 63, "q5_k": 63, "q6_k": 127 * 31,
+    "iq4_nl": 113, "iq4_xs": 31 * 113,
+}  # fmt: skip
 
 # The values of codes of 4 bits: ggml's for IQ4, and twice those of E2M1.
 _IQ4 = np.array(
@@ -166,9 +173,14 @@ def _decode_codebook(blocks: Array, format: str) -> Array:
         return np.asarray(table[codes] * scale[:, :, None], np.float32)
 
 
-def encode(rows: Array, format: str) -> Array:
-    """float32 [n, in] to uint8 [n, row bytes]."""
+def encode(rows: Array, format: str, importance: Array | None = None) -> Array:
+    """float32 [n, in] to uint8 [n, row bytes].
+
+    `importance` [in] weighs squared errors of the columns, in the formats of `SEARCHED`.
+    """
     count = len(rows)
+    if format in SEARCHED:
+        return _search(rows, format, importance)
     if format == "f32":
         return rows.astype("<f4", copy=False).view(np.uint8)
     if format == "f16":
@@ -184,6 +196,19 @@ def encode(rows: Array, format: str) -> Array:
     check_finite(blocks, format)
     with np.errstate(over="ignore"):
         return np.concatenate(_encode_blocks(blocks, format), axis=1).reshape(count, -1)
+
+
+def _search(rows: Array, format: str, importance: Array | None = None, like: Any = None) -> Array:
+    """The core's encoder; `like` has the scales."""
+    check_finite(rows, format)
+    most = 0.9 * float(np.finfo(np.float16).max) * SEARCHED[format]
+    if rows.size and (largest := float(np.abs(rows).max())) > most:
+        raise ValueError(
+            f"array cannot be stored as {format}: values are up to {largest:g}, and scales in "
+            f"float16 reach {most:.3g}"
+        )
+    found: Array = _core.encode(FORMATS[format].code, rows, importance, like)
+    return found
 
 
 def check_finite(values: Array, format: str) -> None:
@@ -208,10 +233,9 @@ def _encode_blocks(blocks: Array, format: str) -> list[Array]:
 
 
 def encode_blocks_with_scales(rows: Array, format: str, blocks: Array) -> Array:
-    """`encode` for 32-element blocks, with the scales and offsets of existing `blocks`.
-
-    `blocks` is uint8 [n * in / 32, block bytes].
-    """
+    """`encode` with the scales and offsets of existing `blocks`, uint8 [blocks, block bytes]."""
+    if format in SEARCHED:
+        return _search(rows, format, like=np.ascontiguousarray(blocks))
     offset = None if format.endswith("_0") else _half(blocks, 2)
     head = 2 if offset is None else 4
     codes = _codes(rows.reshape(-1, 32), format, _half(blocks, 0), offset)

@@ -129,12 +129,17 @@ class Weight:
         group_size: int = 64,
         scale_format: str = "f32",
         double: bool = True,
+        importance: Array | None = None,
     ) -> Weight:
         """Store `array` (floating, [out, in], Hugging Face row order) in `format`.
 
-        Rounds as the format's reference does: ggml, mlx.core.quantize, bitsandbytes. `group_size`
-        is that of the affine formats and of nf4, `scale_format` ("f32", "bf16" or "f16") how the
-        affine ones keep scales and offsets, `double` whether nf4 quantizes its scales too.
+        Rounds as the format's reference does: ggml, mlx.core.quantize, bitsandbytes. Scales of
+        K-quants and IQ4 are searched for, with `importance` (float32 [in], such as the mean squares
+        of the layer's inputs) as the weights of squared errors.
+
+        `group_size` is that of the affine formats and of nf4, `scale_format` ("f32", "bf16" or
+        "f16") how the affine ones keep scales and offsets, `double` whether nf4 quantizes its
+        scales too.
 
         Raises:
             ValueError: a shape the format cannot hold, a format that is only read here, or, for the
@@ -155,7 +160,7 @@ class Weight:
         for start in range(0, shape[0], step):
             chunk = np.ascontiguousarray(array[start : start + step], dtype=np.float32)
             where = _stored_rows(np.arange(start, start + len(chunk)), head_dim)
-            rows[where] = encode(chunk, format)
+            rows[where] = encode(chunk, format, importance)
         return cls(rows.reshape(-1), format, shape, head_dim)
 
     @classmethod

@@ -42,6 +42,7 @@ def test_export_hands_over_what_it_is_asked_for(world, monkeypatch, capsys):
     monkeypatch.setattr("pyloss.exporting.export", write)
     plain = {
         "split_max_size": None,
+        "importance_data": None,
         "adapter_only": False,
         "type": None,
         "dequantize": False,

@@ -61,7 +61,8 @@ def export(flags: Flags) -> int:
             "--to peft, --to mlx and --adapter-only write an adapter: "
             "give its folder as --adapter-path"
         )
-    options = {key: flags[key] for key in ("adapter_only", "type", "dequantize", "split_max_size")}
+    names = ("adapter_only", "type", "dequantize", "split_max_size", "importance_data")
+    options = {key: flags[key] for key in names}
     exporting.check_request(output, to, **options)
     _refuse_source("output", flags)
     model, tokenizer = models.load(flags["model"], adapter_path=adapter)

@@ -67,8 +67,15 @@ def export_parser(commands: Any) -> None:
     add("--overwrite", action="store_true", help=OVERWRITE)
     add(
         "--type",
-        help="gguf: store matrices as f32, f16, bf16, q8_0, q5_0, q5_1, q4_0 or q4_1 "
-        "(default: as they are)",
+        help="gguf: store matrices as f32, f16, bf16, q8_0, q5_0, q5_1, q4_0 or q4_1, or as a "
+        "mixture: q6_k, q5_k_m, q5_k_s, q4_k_m, q4_k_s, q3_k_l, q3_k_m, q3_k_s, q2_k, iq4_nl or "
+        "iq4_xs (default: as they are)",
+    )
+    add(
+        "--importance-data",
+        metavar="FILE",
+        help="gguf with a mixture: text or records (as --data) on which the importance of columns "
+        "is measured",
     )
     add(
         "--split-max-size",

@@ -26,20 +26,22 @@ from pyloss.models.config.gguf_reader import (
 from pyloss.models.config.mamba import Mamba2
 from pyloss.models.config.model_config import ModelConfig
 from pyloss.models.config.rope_scaling import gguf_scaling, llama3_factors
+from pyloss.models.files.mixtures import ALIASES, MIXTURES, Mixture
 from pyloss.models.files.names import gguf_name, shared_parts
 from pyloss.models.files.sources import with_rows
 from pyloss.models.saving import refuse_adapters
 from pyloss.models.text.gguf_vocabulary import model_name, vocabulary_metadata
 from pyloss.models.transformer import Model
 from pyloss.runtime.device import to_device
+from pyloss.weights.formats import FLOATS, SEARCHED
 from pyloss.weights.stack import WeightStack
 from pyloss.weights.weight import FORMATS, Weight, row_bytes
 
 if TYPE_CHECKING:
     from pyloss.models.tokenizer import Tokenizer
 
-#: Types that matrices can be converted to.
-TYPES = ("f32", "f16", "bf16", "q8_0", "q5_0", "q5_1", "q4_0", "q4_1")
+#: Types that matrices can be converted to: one for all, or a mixture.
+TYPES = ("f32", "f16", "bf16", "q8_0", "q5_0", "q5_1", "q4_0", "q4_1", *MIXTURES, *ALIASES)
 
 # Of files: the alignment of tensors, and upper bounds of the bytes of a tensor's entry, of the
 # keys of a split model with the header, and of the number of files.
@@ -211,15 +213,19 @@ def write_gguf(
     type: str | None = None,
     name: str | None = None,
     split_max_size: int | None = None,
+    importance: Mapping[str, np.ndarray] | None = None,
 ) -> Path:
     """Write a model with its tokenizer as a GGUF file that llama.cpp runs, wholly or not at all.
 
     Args:
         type: the type of the matrices, one of `TYPES`. Default: their own, or f16 where GGUF does
             not have it. As llama.cpp does it, norms and biases are float32, embedding and head have
-            8 bits or more, and rows that a format's blocks do not divide become f16.
+            8 bits or more, and rows that a format's blocks do not divide become f16. The types of
+            mixtures are those that llama.cpp chooses, see `mixtures.py`.
         name: the model's name in the file; the file's own without it.
         split_max_size: bytes; a larger model is split, see `write_gguf_file`.
+        importance: of the columns of matrices, by the names of their tensors; see
+            `Weight.quantize`.
 
     Returns the path of the file, of a split model that of its first file.
 
@@ -231,7 +237,8 @@ def write_gguf(
     if type is not None and type not in TYPES:
         raise ValueError(f"type must be one of {', '.join(TYPES)}, got {type!r}")
     refuse_adapters(model)
-    tensors = list(_tensors(model, type))
+    mixture = mixture_of(model, type, bool(importance))
+    tensors = list(_tensors(model, mixture or type, importance or {}))
     used: Counter[str] = Counter()
     for tensor in tensors:
         if len(tensor.shape) > 1:
@@ -239,7 +246,9 @@ def write_gguf(
     metadata = {
         "general.type": "model",
         "general.name": model_name(name or user_path(path).stem, tokenizer),
-        "general.file_type": _FILE_TYPES[used.most_common(1)[0][0]],
+        "general.file_type": (
+            mixture.file_type if mixture else _FILE_TYPES[used.most_common(1)[0][0]]
+        ),
         "general.quantization_version": 2,
         **_hyperparameters(model.config_of_layers()),
         **vocabulary_metadata(tokenizer, model.config.vocab_size),
@@ -368,7 +377,27 @@ def _windows(c: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _tensors(model: Model, type: str | None) -> Iterator[GGUFTensor]:
+def mixture_of(model: Model, type: str | None, importance: bool = False) -> Mixture | None:
+    """What chooses the formats of the model's tensors, if `type` is a mixture."""
+    if type is None or (type not in MIXTURES and type not in ALIASES):
+        return None
+    names = [gguf_name(name, model.config.family) for name in _values(model)]
+    return Mixture(type, model.config_of_layers(), names, importance)
+
+
+def _values(model: Model) -> dict[str, Any]:
+    """What is written, by the names of Hugging Face, in the parts that GGUF has."""
+    arrays = {**model.parameters(), **model.buffers()}
+    values: dict[str, Any] = {**model.stored()}
+    values |= {name: to_device(array, "cpu") for name, array in arrays.items()}
+    if model.config.family.gguf_head and model.lm_head is None:
+        values["lm_head.weight"] = values["model.embed_tokens.weight"]
+    return dict(_apart(values, model.config.mixture is not None))
+
+
+def _tensors(
+    model: Model, type: str | Mixture | None, importance: Mapping[str, np.ndarray]
+) -> Iterator[GGUFTensor]:
     c = model.config
     if c.rope_scaling and c.rope_scaling["rope_type"] == "llama3":
         factors = llama3_factors(c.rope_scaling, c.rope_theta, c.head_dim).astype(np.float32)
@@ -382,16 +411,13 @@ def _tensors(model: Model, type: str | None) -> Iterator[GGUFTensor]:
         yield GGUFTensor(
             "rope_freqs.weight", divisors.shape, "f32", lambda: divisors.view(np.uint8)
         )
-    arrays = {**model.parameters(), **model.buffers()}
-    parameters = {name: to_device(array, "cpu") for name, array in arrays.items()}
-    values: dict[str, np.ndarray | Weight | WeightStack] = {**model.stored(), **parameters}
-    if c.family.gguf_head and model.lm_head is None:
-        values["lm_head.weight"] = values["model.embed_tokens.weight"]
-    values = dict(_apart(values, c.mixture is not None))
-    for name, value in values.items():
+    for name, value in _values(model).items():
         head_dim = interleaved_head(c, name)
+        columns = importance.get(name)
         if c.delta is not None:
             value = _in_delta_order(c.delta, name, value)
+            if columns is not None and (order := c.delta.gguf_columns(name)) is not None:
+                columns = columns[order]
         if isinstance(value, np.ndarray) and value.ndim == 1:
             if name.endswith(".A_log"):
                 value = -np.exp(value)
@@ -404,12 +430,12 @@ def _tensors(model: Model, type: str | None) -> Iterator[GGUFTensor]:
                 gguf_name(name, c.family), value.shape, "f32", partial(_reordered, value, head_dim)
             )
         elif name.endswith(("conv.weight", "conv1d.weight")):
-            taps = np.asarray(value).reshape(len(value), -1)  # type: ignore[arg-type]
+            taps = np.asarray(value).reshape(len(value), -1)
             yield _matrix(name, gguf_name(name, c.family), taps, "f32", 0)
         elif name.endswith("shared_expert_gate.weight"):  # as llama.cpp's converter
             yield _matrix(name, gguf_name(name, c.family), value, "f32", 0)
         else:
-            yield _matrix(name, gguf_name(name, c.family), value, type, head_dim)
+            yield _matrix(name, gguf_name(name, c.family), value, type, head_dim, columns)
 
 
 def _of_mamba(sizes: Mamba2, name: str, stored_name: str, value: np.ndarray) -> GGUFTensor:
@@ -453,7 +479,8 @@ def _in_delta_order(
         return with_rows(value, np.argsort(rows))
     plain = value.dequantize()
     plain = plain[rows] if columns is None else plain[:, columns]
-    kept = FORMATS[value.format].encodes and value.groups is None
+    # f16 holds the values of K-quants, a second search for scales would not
+    kept = FORMATS[value.format].encodes and value.groups is None and value.format not in SEARCHED
     return Weight.quantize(np.ascontiguousarray(plain), value.format if kept else "f16")
 
 
@@ -461,9 +488,17 @@ def _reordered(vector: np.ndarray, head_dim: int) -> np.ndarray:
     return vector[stored_order(len(vector), head_dim)].view(np.uint8)
 
 
-def stored_as(name: str, value: np.ndarray | Weight | WeightStack, type: str | None) -> str:
+def stored_as(
+    name: str,
+    value: np.ndarray | Weight | WeightStack,
+    type: str | Mixture | None,
+    stored_name: str,
+) -> str:
     """The format of the matrix `name` in a file with `type`; see `write_gguf`."""
     own = "f32" if isinstance(value, np.ndarray) else value.format
+    if isinstance(type, Mixture):
+        chosen = type.format(stored_name, value.shape[-1])
+        return chosen or (own if own in FLOATS else "f16")
     kind = type or (own if own.upper() in GGML_TYPES.values() else "f16")
     if (
         type
@@ -478,26 +513,30 @@ def _matrix(
     name: str,
     stored_name: str,
     value: np.ndarray | Weight | WeightStack,
-    type: str | None,
+    type: str | Mixture | None,
     head_dim: int,
+    importance: np.ndarray | None = None,
 ) -> GGUFTensor:
     """A matrix, or a stack of experts as one tensor of three dimensions."""
-    kind = stored_as(name, value, type)
+    kind = stored_as(name, value, type, stored_name)
 
     def data() -> np.ndarray:
         if isinstance(value, Weight) or len(value.shape) == 2:
-            return _bytes(value, kind, head_dim)  # type: ignore[arg-type]
+            return _bytes(value, kind, head_dim, importance)  # type: ignore[arg-type]
         matrices = value.matrices if isinstance(value, WeightStack) else value
-        return np.concatenate([_bytes(matrix, kind, head_dim).reshape(-1) for matrix in matrices])
+        found = [_bytes(matrix, kind, head_dim, importance).reshape(-1) for matrix in matrices]
+        return np.concatenate(found)
 
     return GGUFTensor(stored_name, value.shape, kind, data)
 
 
-def _bytes(value: np.ndarray | Weight, kind: str, head_dim: int) -> np.ndarray:
+def _bytes(
+    value: np.ndarray | Weight, kind: str, head_dim: int, importance: np.ndarray | None
+) -> np.ndarray:
     if isinstance(value, np.ndarray):
-        return Weight.quantize(value, kind, head_dim).raw
+        return Weight.quantize(value, kind, head_dim, importance=importance).raw
     if value.format != kind:
-        return Weight.quantize(value.dequantize(), kind, head_dim).raw
+        return Weight.quantize(value.dequantize(), kind, head_dim, importance=importance).raw
     if value.head_dim == head_dim:
         return value.raw
     rows = value.raw.reshape(value.shape[0], -1)[
