@@ -441,7 +441,7 @@ def test_models_that_cannot_be_written(tmp_path):
     model = adapted(tmp_path / "hf")
     with pytest.raises(ValueError, match="unfused adapters"):
         write_gguf(model, tmp_path / "m.gguf", tiny.byte_tokenizer())
-    with pytest.raises(ValueError, match="type must be one of f32, f16, .*, q4_1, got 'q2'"):
+    with pytest.raises(ValueError, match="type must be one of f32, f16, .*, q5_k, got 'q2'"):
         write_gguf(model, tmp_path / "m.gguf", tiny.byte_tokenizer(), "q2")
     with pytest.raises(FileNotFoundError, match="missing/m.gguf"):
         write_gguf(model.fuse(), tmp_path / "missing" / "m.gguf", tiny.byte_tokenizer())
