@@ -59,11 +59,22 @@ def place(request, monkeypatch):
     _core.opencl_shape(0, 0, 0)
 
 
-@pytest.fixture(params=TILE_FORMS)
-def tiles(request, isa):
+# The unit's instructions are in the kernels for avx512 alone.
+TILES = [
+    (form, name)
+    for form in TILE_FORMS
+    for name in _core.isas()
+    if form == TILES_EMULATED or name == "avx512"
+]
+
+
+@pytest.fixture(params=TILES, ids="-".join)
+def tiles(request):
     """Products by tiles, in each form on each instruction set that has it."""
-    if request.param != TILES_EMULATED and isa != "avx512":
-        pytest.skip("the unit's instructions are in the kernels for avx512 alone")
-    _core.set_matmul_precision(request.param)
-    yield request.param
+    form, name = request.param
+    before = _core.isa()
+    _core.use_isa(name)
+    _core.set_matmul_precision(form)
+    yield form
     _core.set_matmul_precision("float32")
+    _core.use_isa(before)

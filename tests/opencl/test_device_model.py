@@ -198,8 +198,7 @@ def test_the_scan(device, groups):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dora", [False, True])
-@pytest.mark.parametrize("base", ["q4_1", "f32"])
+@pytest.mark.parametrize(("base", "dora"), [("q4_1", True), ("f32", False)])
 def test_ten_steps_of_the_small_model(device, base, dora):
     try:
         here, there = (pyloss.load("smollm2-135m")[0] for _ in range(2))
