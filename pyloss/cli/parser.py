@@ -129,8 +129,11 @@ def data_flags(group: Any, batch_text: str = "samples in a batch") -> None:
     setting(
         group,
         "--data",
-        "file of records (.jsonl, .json, .csv, .tsv, .txt, also with .gz), folder with "
-        "train.jsonl, valid.jsonl and test.jsonl, or the name of a dataset on the hub",
+        "file of records (.jsonl, .json, .csv, .tsv, .txt, also with .gz or .zst; .parquet), "
+        "folder with train.jsonl, valid.jsonl and test.jsonl, dataset on the hub "
+        "(owner/name:CONFIG:SPLIT), or - for standard input; several with weights: "
+        "a.jsonl:0.7 b.jsonl:0.3",
+        nargs="+",
         metavar="PATH",
     )
     setting(

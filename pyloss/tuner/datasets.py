@@ -22,8 +22,17 @@ from pyloss.tuner.data.dataset_classes import (
     ConcatenatedDataset,
     TextDataset,
 )
-from pyloss.tuner.data.files import ALLOWED, NO_SPLITS, SPLITS, kind, read_records, split_files
-from pyloss.tuner.data.hub import load_custom_hf_dataset, load_hf_dataset
+from pyloss.tuner.data.files import (
+    ALLOWED,
+    NO_SPLITS,
+    SPLITS,
+    STANDARD_INPUT,
+    kind,
+    read_records,
+    split_files,
+)
+from pyloss.tuner.data.hub import load_custom_hf_dataset, load_hf_dataset, load_hf_split
+from pyloss.tuner.data.sources import Source, check_data, mixed, read_sources
 from pyloss.tuner.data.splitting import DEFAULT_SPLIT, cut_dataset, cut_train
 from pyloss.tuner.data.targets import resolve_train_on
 
@@ -67,9 +76,10 @@ def load_dataset(
     """`(train, valid, test)`, each a dataset or `[]`.
 
     `args` is a file of records, a folder with `train.jsonl` (and `valid.jsonl`, `test.jsonl`), a
-    folder in the hub's layout, a dataset's name on the hub, or mlx-lm's namespace with `data` or
-    `hf_dataset`. Keywords override the namespace. `train=True` (the default) requires training
-    data, `test=True` requires test data.
+    folder in the hub's layout, a dataset's name on the hub ("owner/name:config:split"), "-" for
+    standard input, a list of such with weights (`["a.jsonl:0.7", "b.jsonl:0.3"]`), or mlx-lm's
+    namespace with `data` or `hf_dataset`. Keywords override the namespace. `train=True` (the
+    default) requires training data, `test=True` requires test data.
 
     `valid_split` and `test_split` cut a share off the training data of a file or folder; for a
     file, `valid_split` is 0.05 unless given. `map` says the records' keys, as
@@ -79,12 +89,13 @@ def load_dataset(
     kind, and `ImportError` if the hub's package is needed but not installed.
     """
     given = {k: v for k, v in locals().items() if k not in ("args", "tokenizer") and v is not None}
-    if not isinstance(args, (str, Path)) and not hasattr(args, "__dict__"):
+    named = isinstance(args, (str, Path, list, tuple))
+    if not named and not hasattr(args, "__dict__"):
         raise TypeError(
-            f"data is {args!r:.80}, and must be a path, the hub's name of a dataset or a "
-            f"namespace with one"
+            f"data is {args!r:.80}, and must be a path, the hub's name of a dataset, a list of "
+            f"such or a namespace with one"
         )
-    fields = {"data": str(args)} if isinstance(args, (str, Path)) else dict(vars(args))
+    fields = {"data": check_data(args)} if named else dict(vars(args))
     config = SimpleNamespace(**{"train": True, "test": False, **fields, **given})
     if getattr(config, "hf_dataset", None):
         for name in ("valid_split", "test_split"):
@@ -116,26 +127,68 @@ def _load_path(config: Any, tokenizer: Any) -> tuple[Any, Any, Any]:
         raise ValueError(
             "no data given: give a folder with train.jsonl, or the name of a dataset of the hub"
         )
-    path = user_path(data)
+    sources = read_sources(data)
+    if len(sources) > 1:
+        return _load_several(sources, config, tokenizer)
+    return _load_source(sources[0], config, tokenizer)
+
+
+def _load_several(sources: list[Source], config: Any, tokenizer: Any) -> tuple[Any, Any, Any]:
+    """The splits of several sources, each of them joined; their weights divide the training data.
+
+    Files are cut together, so that a prompt that several of them have is on one side.
+    """
+    uncut = SimpleNamespace(**{**vars(config), "valid_split": None, "test_split": None})
+    loaded = [
+        (_load_file(source, tokenizer, config), [], [])
+        if source.is_file
+        else _load_source(source, uncut, tokenizer)
+        for source in sources
+    ]
+    for source, splits in zip(sources, loaded, strict=True):
+        if not len(splits[0]):
+            raise ValueError(f"no train data in {source}")
+        log.info("data %s: %s", source, counted(len(splits[0]), "record"))
+    given = [[splits[i] for splits in loaded if len(splits[i])] for i in (1, 2)]
+    joined = ConcatenatedDataset([splits[0] for splits in loaded])
+    rest: list[Any] = [ConcatenatedDataset(parts) if parts else [] for parts in given]
+    if all(source.is_file for source in sources):
+        found = _cut_single(joined, "all data", config)
+    else:
+        places = [None if not parts else "a folder or dataset" for parts in given]
+        found = cut_train([joined, *rest], [None, *places], config)
+    if sources[0].weight is None or not isinstance(found[0], ConcatenatedDataset):
+        return found
+    train, counts = mixed(found[0], [float(source.weight or 0) for source in sources])
+    shares = ", ".join(
+        f"{source} {count:,} ({count / max(sum(counts), 1):.0%}, of {len(part):,})"
+        for source, count, part in zip(sources, counts, found[0].parts, strict=True)
+    )
+    log.info("Records of an epoch by the weights: %s", shares)
+    return train, found[1], found[2]
+
+
+def _load_source(source: Source, config: Any, tokenizer: Any) -> tuple[Any, Any, Any]:
+    data, path = source.name, user_path(source.name)
+    if source.is_file and (data == STANDARD_INPUT or path.exists() or source.split is not None):
+        return _cut_single(_load_file(source, tokenizer, config), str(source), config)
     if path.is_dir():
         files = [file for file in split_files(path, list(SPLITS.values())) if file is not None]
-        ours = any(kind(file) == ".jsonl" for file in files)
+        ours = any(kind(file) in (".jsonl", ".parquet") for file in files)
         if ours or (files and not _has(path, _HUB_ALONE)):
             return load_local_dataset(path, tokenizer, config)
         if _has(path, _HUB_FILES):
             return load_hf_dataset(str(path), tokenizer, config)
         raise ValueError(f"{path}: {NO_SPLITS}, nor data in the hub's layout")
     if path.exists():
-        if kind(path) is None:
-            raise FormatError(
-                path, None, f"is of an unknown kind; allowed are a folder and files {ALLOWED}"
-            )
-        return load_local_dataset(path, tokenizer, config)
+        raise FormatError(
+            path, None, f"is of an unknown kind; allowed are a folder and files {ALLOWED}"
+        )
     if kind(path) is not None:
         raise ValueError(f"{data}: there is no such file")
-    if str(data).count("/") > 1 or str(data).endswith("/") or str(data)[0] in "./~\\":
+    if data.count("/") > 1 or data.endswith("/") or data[0] in "./~\\":
         raise ValueError(f"{data}: there is no such folder or file")
-    return load_hf_dataset(str(data), tokenizer, config)
+    return load_hf_dataset(data, tokenizer, config, source.config)
 
 
 def _has(folder: Path, suffixes: tuple[str, ...]) -> bool:
@@ -154,10 +207,14 @@ def load_local_dataset(data_path: Path | str, tokenizer: Any, config: Any) -> tu
     path = user_path(data_path)
     if path.is_dir() or kind(path) is None:
         return _load_folder(path, tokenizer, config)
-    dataset = _load_file(path, tokenizer, config)
+    return _cut_single(_load_file(Source(str(path)), tokenizer, config), str(path), config)
+
+
+def _cut_single(dataset: Any, name: str, config: Any) -> tuple[Any, Any, Any]:
+    """`(train, valid, test)` of one file, or of one split."""
     if not len(dataset):
         return [], [], []
-    log.info("data %s: %s, %s", path, counted(len(dataset), "record"), dataset.layout)
+    log.info("data %s: %s, %s", name, counted(len(dataset), "record"), dataset.layout)
     testing = getattr(config, "test", False)
     test_share = getattr(config, "test_split", None)
     if testing and not getattr(config, "train", True) and test_share is None:
@@ -173,16 +230,23 @@ def load_local_dataset(data_path: Path | str, tokenizer: Any, config: Any) -> tu
 
 def _load_folder(folder: Path, tokenizer: Any, config: Any) -> tuple[Any, Any, Any]:
     files = split_files(folder, list(SPLITS.values()))
-    found = [[] if path is None else _load_file(path, tokenizer, config) for path in files]
+    found = [
+        [] if path is None else _load_file(Source(str(path)), tokenizer, config) for path in files
+    ]
     layouts = [dataset.layout for dataset in found if len(dataset)]
     for line in dict.fromkeys(str(layout) for layout in layouts if layout.convert is not None):
         log.info("data %s: %s", folder, line)
     return cut_train(found, [None if path is None else str(path) for path in files], config)
 
 
-def _load_file(path: Path, tokenizer: Any, config: Any) -> Any:
-    """The checked dataset of a file; `[]` if it has no records."""
-    records = read_records(path)
+def _load_file(source: Source, tokenizer: Any, config: Any) -> Any:
+    """The checked dataset of a file or of a split on the hub; `[]` if it has no records."""
+    if source.split is not None:
+        return load_hf_split(source.name, tokenizer, config, source.config, source.split)
+    path = user_path(source.name)
+    if source.name != STANDARD_INPUT and not path.exists():
+        raise ValueError(f"{source.name}: there is no such file")
+    records = read_records(Path(source.name) if source.name == STANDARD_INPUT else path)
     if not records:
         return []
     dataset = create_dataset(records, tokenizer, config)
@@ -191,13 +255,15 @@ def _load_file(path: Path, tokenizer: Any, config: Any) -> Any:
 
 
 def load_whole(args: Any, tokenizer: Any) -> dict[str, Any]:
-    """The datasets of `load_dataset(args, tokenizer)` by their splits; a file is not cut.
+    """The datasets of `load_dataset(args, tokenizer)` by their splits; files are not cut or mixed.
 
-    The split of a file is "data". Splits without records are left out.
+    The split of a file, and of several, is "data". Splits without records are left out.
     """
-    path = user_path(args.data)
-    if path.is_file() and kind(path) is not None:
-        found = {"data": _load_file(path, tokenizer, args)}
+    sources = read_sources(args.data)
+    if all(source.is_file for source in sources):
+        parts = [_load_file(source, tokenizer, args) for source in sources]
+        parts = [part for part in parts if len(part)]
+        found = {"data": parts[0] if len(parts) == 1 else ConcatenatedDataset(parts)}
     else:
         uncut = SimpleNamespace(**{**vars(args), "valid_split": None, "test_split": None})
         splits = load_dataset(uncut, tokenizer, train=False, test=False)

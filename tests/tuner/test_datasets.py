@@ -430,7 +430,7 @@ def test_paths_that_lead_nowhere(tmp_path, tokenizer):
     with pytest.raises(ValueError, match="no data given"):
         ds.load_dataset(SimpleNamespace(train=True, test=False), tokenizer)
     with pytest.raises(TypeError, match="must be a path"):
-        ds.load_dataset(["data/"], tokenizer)
+        ds.load_dataset(7, tokenizer)
 
 
 # Files, layouts and splits

@@ -18,6 +18,7 @@ from pyloss.io.console import out, say
 from pyloss.io.files import check_target, user_path
 from pyloss.runtime import precision
 from pyloss.tuner.adapters.layout import CONFIG_FILE, adapter_place
+from pyloss.tuner.data.sources import read_sources
 from pyloss.tuner.datasets import load_dataset
 from pyloss.tuner.progress import ProgressReporter
 from pyloss.tuner.run.settings import merge_settings
@@ -36,9 +37,10 @@ def evaluate(flags: Flags) -> int:
     settings.train, settings.test = split == "train", split == "test"
     if output is not None:
         check_target(output)
+    data = " ".join(source.name for source in read_sources(settings.data or "hf_dataset"))
     say(
         f"model {settings.model}, adapter {settings.adapter_path or 'none'}, "
-        f"data {settings.data or 'hf_dataset'}, split {split}"
+        f"data {data}, split {split}"
     )
     if names == LOSS_METRICS and output is None and base is None:
         model, _, dataset = _load(settings, split)

@@ -14,6 +14,7 @@ from pyloss.io.files import check_target, replacing, user_path
 from pyloss.io.outputs import output
 from pyloss.tuner.data.preview import preview
 from pyloss.tuner.data.report import describe, shared_prompts
+from pyloss.tuner.data.sources import read_sources
 from pyloss.tuner.datasets import load_whole
 from pyloss.tuner.progress import ProgressReporter
 from pyloss.tuner.run.settings import merge_settings
@@ -57,12 +58,13 @@ def data(flags: Flags) -> int:
     return 0
 
 
-def _check_target(target: str, source: str) -> None:
+def _check_target(target: str, source: str | list[str]) -> None:
     place = user_path(target)
     if place.suffix.lower() != ".jsonl":
         raise ValueError(f"--write {target}: give the name of a .jsonl file")
     check_target(place)
-    if place.exists() and user_path(source).exists() and place.samefile(user_path(source)):
+    read = [user_path(each.name) for each in read_sources(source)]
+    if place.exists() and any(path.exists() and place.samefile(path) for path in read):
         raise ValueError(f"--write {target} is the file that is read: give another")
 
 

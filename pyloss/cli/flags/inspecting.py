@@ -12,7 +12,7 @@ def data_parser(commands: Any) -> None:
         commands,
         "data",
         text="what training would make of your data",
-        usage="PATH [options]",
+        usage="PATH ... [options]",
         description="Show what was recognized in data, the lengths of the records in tokens, what\n"
         "is cut, repeated, empty and trained, and a sample with the trained tokens marked.",
         epilog="""examples:
@@ -22,6 +22,7 @@ def data_parser(commands: Any) -> None:
     )
     parser.add_argument(
         "data",
+        nargs="+",
         metavar="PATH",
         help="file of records, folder or name of a dataset, as --data of pyloss train",
     )

@@ -41,7 +41,7 @@ Model and data are those of the run; give --model and --data where they lie else
         "--max-tokens", type=whole, default=200, metavar="N", help="of an answer (default: 200)"
     )
     parser.add_argument("--model", metavar="PATH", help="the base model (default: the run's)")
-    parser.add_argument("--data", metavar="PATH", help="the data (default: the run's)")
+    parser.add_argument("--data", nargs="+", metavar="PATH", help="the data (default: the run's)")
     target_flags(parser)
     device_flag(parser)
     setting(parser, "--overwrite", OVERWRITE, action="store_true")

@@ -254,6 +254,47 @@ class ConcatenatedDataset(ShownDataset):
         for part in data:
             self._data.extend(part._data if isinstance(part, ConcatenatedDataset) else [part])
 
+    @property
+    def parts(self) -> list[Any]:
+        """The datasets."""
+        return list(self._data)
+
+    @property
+    def train_on(self) -> str:
+        """Which tokens are trained, of the first part."""
+        return str(self._data[0].train_on)
+
+    @property
+    def layout(self) -> str:
+        """The layouts of the parts."""
+        return "; ".join(dict.fromkeys(str(part.layout) for part in self._data))
+
+    def form(self, idx: int) -> Record:
+        """As that of the record's dataset."""
+        number, index = self._find(idx)
+        form: Record = self._data[number].form(index)
+        return form
+
+    def given(self, idx: int) -> Record:
+        """Record `idx` as its file has it."""
+        number, index = self._find(idx)
+        given: Record = self._data[number].given(index)
+        return given
+
+    def select(self, indices: Sequence[int]) -> ConcatenatedDataset:
+        """Some of the records, in the order of the parts; each part stays one, if empty."""
+        chosen: list[list[int]] = [[] for _ in self._data]
+        for number, index in map(self._find, indices):
+            chosen[number].append(index)
+        return ConcatenatedDataset(
+            [part.select(own) for part, own in zip(self._data, chosen, strict=True)]
+        )
+
+    def check_all(self) -> None:
+        """Checks every record; raises `ValueError` for an unusable one."""
+        for part in self._data:
+            part.check_all()
+
     def _find(self, idx: int) -> tuple[int, int]:
         index = idx + len(self) if idx < 0 else idx
         for number, part in enumerate(self._data):

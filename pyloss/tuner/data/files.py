@@ -1,11 +1,13 @@
-"""Reads records from files: JSONL, a JSON list, CSV, TSV and plain text, each also with gzip."""
+"""Reads records: JSONL, a JSON list, CSV, TSV, plain text, compressed too; Parquet; a pipe."""
 
 from __future__ import annotations
 
 import csv
 import io
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from pyloss.errors import FormatError
 from pyloss.tuner.data.records import (
@@ -16,18 +18,22 @@ from pyloss.tuner.data.records import (
     opened,
     parsed,
     read_lines,
+    records_of_lines,
 )
 
 #: the splits of a folder or dataset, each with the names that it may have
 SPLITS = {"train": ("train",), "valid": ("valid", "validation"), "test": ("test",)}
 NO_SPLITS = "no train.jsonl, valid.jsonl or test.jsonl in this folder"
-ALLOWED = ".jsonl, .json, .csv, .tsv or .txt, each also with .gz"
+ALLOWED = ".jsonl, .json, .csv, .tsv or .txt, each also with .gz or .zst, and .parquet"
+#: the name of standard input
+STANDARD_INPUT = "-"
+_COMPRESSED = (".gz", ".zst")
 
 
 def kind(path: Path) -> str | None:
     """The file's kind by its name, such as ".csv" for data.csv.gz; None if it is no such file."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
-    suffixes = suffixes[:-1] if suffixes[-1:] == [".gz"] else suffixes
+    suffixes = suffixes[:-1] if suffixes and suffixes[-1] in _COMPRESSED else suffixes
     return suffixes[-1] if suffixes and suffixes[-1] in _READERS else None
 
 
@@ -35,10 +41,13 @@ def read_records(path: Path) -> Records:
     """The records of a file; the end of its name says its kind.
 
     A .csv or .tsv file begins with the names of its columns. A .txt file has records
-    `{"text": ...}`, the blocks between blank lines.
+    `{"text": ...}`, the blocks between blank lines. The name "-" is standard input: JSONL, or a
+    JSON list.
 
     Raises `FormatError` for another kind of file, and for what is not a record of its kind.
     """
+    if str(path) == STANDARD_INPUT:
+        return _standard_input()
     found = kind(path)
     if found is None:
         raise FormatError(path, None, f"is of an unknown kind; allowed are files {ALLOWED}")
@@ -49,7 +58,7 @@ def split_files(folder: Path, splits: Sequence[tuple[str, ...]]) -> list[Path | 
     """The file of each split in a folder, whose names are given for each split.
 
     All are of one kind, the first of `ALLOWED` that the folder has, so that files of other kinds
-    beside train.jsonl are left alone. A file without .gz comes first.
+    beside train.jsonl are left alone. A file that is not compressed comes first.
     """
     for end in _READERS:
         found = [
@@ -57,7 +66,7 @@ def split_files(folder: Path, splits: Sequence[tuple[str, ...]]) -> list[Path | 
                 (
                     path
                     for name in names
-                    for path in (folder / f"{name}{end}", folder / f"{name}{end}.gz")
+                    for path in (folder / f"{name}{end}{more}" for more in ("", *_COMPRESSED))
                     if path.exists()
                 ),
                 None,
@@ -69,9 +78,54 @@ def split_files(folder: Path, splits: Sequence[tuple[str, ...]]) -> list[Path | 
     return [None for _ in splits]
 
 
+def _standard_input() -> Records:
+    stream = sys.stdin
+    if stream is None or stream.isatty():
+        raise ValueError(
+            "the data are '-', standard input, and that is a terminal or closed: "
+            "pipe records into it, as cat data.jsonl | pyloss ... --data -"
+        )
+    raw = stream.buffer.read()
+    path = Path("standard input")
+    is_list = raw.lstrip().startswith(b"[")
+    return Records(path, _list(path, raw) if is_list else records_of_lines(path, raw.split(b"\n")))
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, Record]]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as e:
+        raise ImportError(
+            f"{path}: reading .parquet needs the package pyarrow: pip install 'pyloss[parquet]'"
+        ) from e
+    number = 0
+    try:
+        with opened(path) as file, parquet.ParquetFile(pyarrow.PythonFile(file, "r")) as table:
+            for batch in table.iter_batches():
+                for record in batch.to_pylist():
+                    number += 1
+                    yield f"record {number}", _without_missing(record)
+    except (pyarrow.ArrowException, OSError) as e:
+        if isinstance(e, FileNotFoundError):
+            raise
+        raise FormatError(path, None, f"is not Parquet that can be read: {e}") from None
+
+
+def _without_missing(value: Any) -> Any:
+    """A record without the keys that its table has for others."""
+    if isinstance(value, dict):
+        return {key: _without_missing(item) for key, item in value.items() if item is not None}
+    return [_without_missing(item) for item in value] if isinstance(value, list) else value
+
+
 def _json(path: Path) -> Iterator[tuple[str, Record]]:
     with opened(path) as file:
         raw = file.read()
+    return _list(path, raw)
+
+
+def _list(path: Path, raw: bytes) -> Iterator[tuple[str, Record]]:
     try:
         value = parsed(path, None, raw)
     except FormatError as error:
@@ -181,4 +235,5 @@ _READERS: dict[str, Callable[[Path], Iterator[tuple[str, Record]]]] = {
     ".csv": _csv,
     ".tsv": _tsv,
     ".txt": _blocks,
+    ".parquet": _parquet,
 }

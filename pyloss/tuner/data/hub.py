@@ -17,13 +17,28 @@ from pyloss.tuner.data.splitting import cut_train
 log = logging.getLogger("pyloss")
 
 
-def load_hf_dataset(data_id: str, tokenizer: Any, config: Any) -> tuple[Any, Any, Any]:
+def load_hf_split(data_id: str, tokenizer: Any, config: Any, name: str | None, split: str) -> Any:
+    """The dataset of one split of a dataset on the hub, such as "train" or "train[:80%]".
+
+    `name` is a configuration, or None. `[]` for a split without records.
+    """
+    rows = _from_hub(data_id, **({} if name is None else {"name": name}), split=split)
+    if not len(rows):
+        return []
+    dataset = create_dataset(rows, tokenizer, config)
+    dataset.check_all()
+    return dataset
+
+
+def load_hf_dataset(
+    data_id: str, tokenizer: Any, config: Any, name: str | None = None
+) -> tuple[Any, Any, Any]:
     """`(train, valid, test)` of a dataset of the Hugging Face hub or a folder in the hub's layout.
 
     A missing or empty split gives `[]`. `config.valid_split` and `config.test_split` cut a share
-    off the training data.
+    off the training data. `name` is a configuration of the dataset, or None.
     """
-    splits = _from_hub(data_id)
+    splits = _from_hub(data_id, **({} if name is None else {"name": name}))
     names = [next((n for n in names if n in splits), None) for names in SPLITS.values()]
     found: list[Any] = [
         create_dataset(splits[n], tokenizer, config) if n is not None and len(splits[n]) else []
@@ -74,7 +89,7 @@ def load_custom_hf_dataset(args: Any, tokenizer: Any) -> tuple[Any, Any, Any]:
     return found[0], found[1], found[2]
 
 
-def _from_hub(name: str, **options: Any) -> Any:
+def _from_hub(name: str, /, **options: Any) -> Any:
     there = user_path(name).is_dir()
     try:
         import datasets

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import codecs
 import gzip
+import io
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
@@ -49,12 +51,16 @@ class Records(list[Record]):
 
 @contextmanager
 def opened(path: Path) -> Iterator[IO[bytes]]:
-    """The file's bytes, decompressed if its name ends in .gz.
+    """The file's bytes, decompressed if its name ends in .gz or .zst.
 
-    Raises `FormatError` for a pipe or folder, and for a damaged or truncated .gz file.
+    Raises `FormatError` for a pipe or folder, and for a damaged or truncated compressed file,
+    `ImportError` where the package for .zst is missing.
     """
     if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
         raise FormatError(path, None, "is not a file")
+    if path.suffix.lower() == ".zst":
+        yield io.BytesIO(_decompressed(path))
+        return
     try:
         with gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb") as file:
             yield file  # type: ignore[misc]
@@ -62,14 +68,54 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
         raise FormatError(path, None, f"is not a whole gzip file: {e}") from None
 
 
+def _decompressed(path: Path) -> bytes:
+    """The content of a .zst file, by Python's own module from 3.14 on, or by zstandard."""
+    raw = path.read_bytes()
+    try:
+        module: Any = import_module("compression.zstd")
+        errors: tuple[type[Exception], ...] = (module.ZstdError, EOFError)
+
+        def decompress() -> bytes:
+            return bytes(module.decompress(raw))
+    except ImportError:
+        try:
+            module = import_module("zstandard")
+        except ImportError as e:
+            raise ImportError(
+                f"{path}: reading .zst needs the package zstandard: pip install 'pyloss[zstd]'"
+            ) from e
+        errors = (module.ZstdError, EOFError)
+
+        def decompress() -> bytes:
+            # Frames may lack their size, and a file may have several of them.
+            found, rest = [], raw
+            while rest:
+                frame = module.ZstdDecompressor().decompressobj()
+                found.append(frame.decompress(rest))
+                if not frame.eof:
+                    raise EOFError("it ends within a frame")
+                rest = frame.unused_data
+            return b"".join(found)
+
+    try:
+        return decompress()
+    except errors as e:
+        raise FormatError(path, None, f"is not a whole zstd file: {e}") from None
+
+
 def read_lines(path: Path) -> Iterator[tuple[str, Record]]:
     """The records of a JSONL file, each with its line."""
     with opened(path) as file:
-        for number, raw in enumerate(file, 1):
-            what = f"line {number}"
-            record = parsed(path, what, raw)
-            if record is not None:
-                yield what, as_record(path, what, record[0])
+        yield from records_of_lines(path, file)
+
+
+def records_of_lines(path: Path, lines: Iterable[bytes]) -> Iterator[tuple[str, Record]]:
+    """The records of lines of JSON, which errors say to be those of `path`."""
+    for number, raw in enumerate(lines, 1):
+        what = f"line {number}"
+        record = parsed(path, what, raw)
+        if record is not None:
+            yield what, as_record(path, what, record[0])
 
 
 def as_record(path: Path, what: str, value: Any) -> Record:

@@ -25,6 +25,7 @@ from pyloss.tuner.adapters.lora_parameters import INITS, PEFT_NAMES, read_lora_p
 from pyloss.tuner.adapters.registry import KINDS
 from pyloss.tuner.callbacks import SERVICES, check_services
 from pyloss.tuner.data.layouts import read_map
+from pyloss.tuner.data.sources import check_data
 from pyloss.tuner.run.yaml_file import read_yaml
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -135,6 +136,15 @@ def _place(value: Any) -> str:
     if isinstance(value, str) and not value.startswith("~") and value:
         return value
     return _path(value)
+
+
+def _data(value: Any) -> str | list[str]:
+    """A path or the name of a dataset, or a list of them; `~` is expanded."""
+    try:
+        found = check_data(value)
+    except (TypeError, ValueError) as error:
+        raise Refused(str(error).removeprefix("it must be ")) from None
+    return _place(found) if isinstance(found, str) else [_place(item) for item in found]
 
 
 def _size(value: Any) -> int | str:
@@ -285,7 +295,7 @@ SCHEMA: dict[str, Key] = {
     "fine_tune_type": Key(_one_of(*KINDS, "full"), "lora"),
     "optimizer": Key(_one_of(*OPTIMIZERS), "adam"),
     "optimizer_config": Key(_optimizer_config, {}),
-    "data": Key(_optional(_place)),
+    "data": Key(_optional(_data)),
     "hf_dataset": Key(_optional(_hf_dataset)),
     "seed": Key(_integer(0), 0),
     "num_layers": Key(_integer(-1), 16),

@@ -2,7 +2,10 @@
 
 import csv
 import gzip
+import io
 import json
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -17,13 +20,19 @@ RECORDS = [
 
 def write(path, text):
     data = text if isinstance(text, bytes) else text.encode()
+    if path.suffix == ".zst":
+        zstandard = pytest.importorskip("zstandard")
+        # Two frames, the first without its size, as streams and pzstd write them.
+        compressor, half = zstandard.ZstdCompressor(), len(data) // 2
+        stream = compressor.compressobj()
+        first = stream.compress(data[:half]) + stream.flush()
+        path.write_bytes(first + compressor.compress(data[half:]))
+        return path
     (gzip.open if path.suffix == ".gz" else open)(path, "wb").write(data)
     return path
 
 
 def table(path, delimiter):
-    import io
-
     out = io.StringIO(newline="")
     writer = csv.DictWriter(out, ["prompt", "completion"], delimiter=delimiter)
     writer.writeheader()
@@ -31,7 +40,7 @@ def table(path, delimiter):
     return write(path, out.getvalue())
 
 
-@pytest.mark.parametrize("end", ["", ".gz"])
+@pytest.mark.parametrize("end", ["", ".gz", ".zst"])
 def test_every_kind_gives_the_same_records(tmp_path, end):
     lines = "".join(json.dumps(record) + "\n" for record in RECORDS)
     files = [
@@ -118,3 +127,52 @@ def test_the_files_of_a_folder_are_of_one_kind(tmp_path):
     packed.touch()
     assert split_files(tmp_path, splits) == [None, packed]
     assert kind(packed) == ".jsonl" and kind(tmp_path / "a.gz") is None and kind(tmp_path) is None
+
+
+def test_damaged_and_unreadable_zst(tmp_path, monkeypatch):
+    file = write(tmp_path / "a.jsonl.zst", "".join(json.dumps(r) + "\n" for r in RECORDS))
+    whole = file.read_bytes()
+    for raw in (whole[:-3], whole[:30], b"no zstd", whole + b"more"):
+        file.write_bytes(raw)
+        with pytest.raises(FormatError, match="is not a whole zstd file"):
+            read_records(file)
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    monkeypatch.setitem(sys.modules, "compression.zstd", None)
+    with pytest.raises(ImportError, match=r"pip install 'pyloss\[zstd\]'"):
+        read_records(file)
+
+
+def test_parquet_gives_the_records_that_were_written(tmp_path, monkeypatch):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = [
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+        {"messages": [{"role": "user", "content": "c", "name": "x"}], "tools": "[]"},
+    ]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=1)
+    records = read_records(tmp_path / "a.parquet")
+    assert records[0] == rows[0] and records[0]["messages"][0].keys() == {"role", "content"}
+    assert records.where(1) == f"{tmp_path / 'a.parquet'}, record 2"
+    (tmp_path / "b.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(FormatError, match=r"b.parquet: is not Parquet that can be read"):
+        read_records(tmp_path / "b.parquet")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ImportError, match=r"pip install 'pyloss\[parquet\]'"):
+        read_records(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("text", [json.dumps(RECORDS), "\n".join(map(json.dumps, RECORDS))])
+def test_standard_input_is_lines_or_a_list(monkeypatch, text):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    records = read_records(Path("-"))
+    assert records == RECORDS and records.where(0).startswith("standard input, ")
+
+
+def test_standard_input_that_gives_no_records(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"text": 1')))
+    with pytest.raises(FormatError, match="standard input: line 1: is not valid JSON"):
+        read_records(Path("-"))
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(ValueError, match="standard input, and that is a terminal or closed"):
+        read_records(Path("-"))
