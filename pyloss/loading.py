@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from pyloss.errors import counted
 from pyloss.io.files import read_json
+from pyloss.io.gguf import read_gguf
 from pyloss.io.tensor_file import TensorFile
 from pyloss.models.config.model_config import ModelConfig
 from pyloss.models.reading import read_model, resolve_model
@@ -74,8 +76,6 @@ def load(
         FormatError: a malformed file.
         ValueError: an option that is not supported.
     """
-    from pyloss.models.tokenizer import Tokenizer
-
     if tokenizer_config is not None and not isinstance(tokenizer_config, Mapping):
         raise TypeError(
             f"tokenizer_config is {tokenizer_config!r:.60}; it must be a mapping "
@@ -90,11 +90,7 @@ def load(
 
     def read_tokenizer(config: ModelConfig, file: TensorFile) -> None:
         nonlocal tokenizer
-        tokenizer = (
-            Tokenizer.from_folder(place)
-            if place.is_dir()
-            else Tokenizer.from_gguf(file.metadata, place)
-        )
+        tokenizer = _tokenizer_in(place, file)
         more = len(tokenizer) - config.vocab_size
         if more > 0:
             warnings.warn(
@@ -116,6 +112,27 @@ def load(
             read_json(place / "config.json") if place.is_dir() else model.config.to_hf(),
         )
     return model, tokenizer
+
+
+def load_tokenizer(path_or_hf_repo: str | os.PathLike[str]) -> Tokenizer:
+    """The tokenizer of a model as `load` reads it; no weight is read or downloaded.
+
+    Raises FileNotFoundError and FormatError as `load`.
+    """
+    place = resolve_model(path_or_hf_repo, hub_files=_TOKENIZER_FILES)
+    return _tokenizer_in(place, None if place.is_dir() else read_gguf(place))
+
+
+#: patterns of the tokenizer's files on the hub
+_TOKENIZER_FILES = ("*.json", "*.jinja", "tokenizer.model")
+
+
+def _tokenizer_in(place: Path, file: TensorFile | None) -> Tokenizer:
+    from pyloss.models.tokenizer import Tokenizer
+
+    if place.is_dir() or file is None:
+        return Tokenizer.from_folder(place)
+    return Tokenizer.from_gguf(file.metadata, place)
 
 
 def _configure(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> None:

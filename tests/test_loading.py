@@ -9,7 +9,7 @@ import tiny
 import pyloss
 from pyloss import models
 from pyloss.describing import describe_model
-from pyloss.loading import load
+from pyloss.loading import load, load_tokenizer
 from pyloss.models.files.gguf_writer import write_gguf
 
 
@@ -49,3 +49,24 @@ def test_a_pre_tokenizer_is_refused_before_weights_are_read(tmp_path):
     (tmp_path / "m.gguf").write_bytes(data)
     with pytest.raises(ValueError, match="tokenizer.ggml.pre 'xxxxxx' is not supported"):
         load(tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize("form", ["folder", "gguf"])
+def test_a_tokenizer_alone_is_that_of_the_model(tmp_path, monkeypatch, form):
+    tiny.write_folder(tmp_path / "plain", vocab_size=tiny.TOKENS)
+    model, place = models.load_model(tmp_path / "plain"), tmp_path / "base"
+    model.save(place, tiny.byte_tokenizer())
+    if form == "gguf":
+        pytest.importorskip("gguf", reason="writes a GGUF file")
+        place = tmp_path / "base.gguf"
+        write_gguf(model, place, tiny.byte_tokenizer())
+    whole = load(place)[1]
+    monkeypatch.setattr("pyloss.loading.read_model", lambda *a: pytest.fail("the model was read"))
+    if form == "folder":
+        (place / "model.safetensors").unlink()
+    alone = load_tokenizer(place)
+    assert alone.encode("naïve text") == whole.encode("naïve text")
+    assert alone.chat_template == whole.chat_template
+    assert alone.eos_token_ids == whole.eos_token_ids
+    with pytest.raises(FileNotFoundError, match="no model at 'none'"):
+        load_tokenizer("none")

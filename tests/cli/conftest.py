@@ -68,6 +68,7 @@ def world(monkeypatch, tmp_path):
     )
     monkeypatch.setattr("pyloss.exporting.becomes_floats", lambda model: False)
     monkeypatch.setattr(pyloss.models, "load", load)
+    monkeypatch.setattr("pyloss.loading.load_tokenizer", lambda path: Tokenizer())
     monkeypatch.setattr(pyloss, "info", lambda: {"version": "0", "isa": "avx2"})
     monkeypatch.setattr(nn, "value_and_grad", tiny_value_and_grad)
     monkeypatch.setattr(evaluation, "evaluate", measure)

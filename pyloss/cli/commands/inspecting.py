@@ -6,7 +6,7 @@ import json
 from functools import partial
 from typing import Any
 
-from pyloss import models
+from pyloss import loading
 from pyloss.cli.commands.shared import Flags
 from pyloss.errors import counted
 from pyloss.io.console import out, say
@@ -28,7 +28,7 @@ def data(flags: Flags) -> int:
         _check_target(target, settings.data)
     elif form is not None:
         raise ValueError("--as says the form of --write, which is not given")
-    _, tokenizer = models.load(settings.model)
+    tokenizer = loading.load_tokenizer(settings.model)
     found = load_whole(settings, tokenizer)
     if target is not None and len(found) > 1:
         raise ValueError(

@@ -75,6 +75,20 @@ def render_chat(
         raise ValueError(f"the chat template failed: {said(error)}") from error
 
 
+def render_record(template: str, record: Mapping[str, Any], what: str) -> str:
+    """The text of a Jinja template over a record, whose keys are its variables.
+
+    A value of null is an empty text. Raises ValueError that begins with `what`, the template's
+    name, for one that is malformed, fails, or reads a key that the record lacks.
+    """
+    compiled = _compile(template, what, strict=True)
+    try:
+        with budget():
+            return str(render(compiled, **_plain(record)))
+    except Exception as error:  # a template may fail in any way that a program can
+        raise ValueError(f"{what} failed: {said(error)}") from error
+
+
 def render_marked(
     template: str, messages: Any, *args: Any, **variables: Any
 ) -> tuple[str, list[tuple[int, int]]]:
@@ -143,10 +157,16 @@ def _plain(value: Any) -> Any:
 
 
 @lru_cache(maxsize=16)
-def _compile(template: str) -> jinja2.Template:
+def _compile(
+    template: str, what: str = "the chat template", strict: bool = False
+) -> jinja2.Template:
+    """The template; a `strict` one fails for missing variables, and writes nothing for None."""
     environment = BoundedSandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
     )
+    if strict:
+        environment.undefined = jinja2.StrictUndefined
+        environment.finalize = lambda value: "" if value is None else value
     environment.add_filter("tojson", _tojson)
     environment.globals.update(
         raise_exception=_raise_exception,
@@ -157,11 +177,9 @@ def _compile(template: str) -> jinja2.Template:
     try:
         return bounded(environment, template)
     except jinja2.TemplateSyntaxError as error:
-        raise ValueError(
-            f"the chat template is malformed at line {error.lineno}: {error.message}"
-        ) from None
+        raise ValueError(f"{what} is malformed at line {error.lineno}: {error.message}") from None
     except (RecursionError, MemoryError, SyntaxError, ValueError) as error:
-        raise ValueError(f"the chat template is malformed: {said(error)}") from None
+        raise ValueError(f"{what} is malformed: {said(error)}") from None
 
 
 class _Generation(jinja2.ext.Extension):

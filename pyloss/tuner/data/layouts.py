@@ -7,11 +7,13 @@ there are any.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pyloss.io.files import kind_of
+from pyloss.models.text.chat_template import render_record
 from pyloss.tuner.data.records import Record, Records, field, keys_of
 
 PROMPTS = ("prompt", "instruction", "question", "query", "input", "problem")
@@ -102,6 +104,14 @@ def place_of(data: Any, index: int) -> str:
     return data.where(index) if isinstance(data, (Records, Converted)) else f"record {index}"
 
 
+#: the comma before the next name; a template may have other commas
+_NEXT = re.compile(rf",(?=\s*(?:{'|'.join(TARGETS)})\s*=)")
+
+
+def _is_template(key: str) -> bool:
+    return "{{" in key or "{%" in key
+
+
 def read_map(value: Any) -> dict[str, str]:
     """`--map` as a mapping of `TARGETS` to the records' keys; text is "prompt=KEY,completion=KEY".
 
@@ -109,10 +119,12 @@ def read_map(value: Any) -> dict[str, str]:
     """
     allowed = (
         "prompt=KEY,completion=KEY or messages=KEY or text=KEY, where KEY is a key of the records; "
-        "system=KEY, context=KEY and tools=KEY may be added"
+        "system=KEY, context=KEY and tools=KEY may be added; a Jinja template such as "
+        "'{{ title }}: {{ body }}' may stand for a KEY"
     )
     if isinstance(value, str):
-        pairs = [part.partition("=") for part in value.split(",")]
+        parts = _NEXT.split(value) if _is_template(value) else value.split(",")
+        pairs = [part.partition("=") for part in parts]
         if len({name for name, _, _ in pairs}) != len(pairs):
             raise ValueError(allowed)
         value = {name.strip(): key.strip() for name, _, key in pairs}
@@ -130,7 +142,30 @@ def read_map(value: Any) -> dict[str, str]:
 
 
 def mapped(mapping: Mapping[str, str], first: Record) -> Layout:
-    """The layout that `--map` says. Raises `ValueError` if the first record lacks a key of it."""
+    """The layout that `--map` says. Raises `ValueError` if the first record lacks a key of it.
+
+    Templates become keys of the records before these are read.
+    """
+    templates = {name: key for name, key in mapping.items() if _is_template(key)}
+    if templates:
+        keys_made = {name: f"the template of {name}" for name in templates}
+
+        def made(record: Record, at: str) -> Record:
+            try:
+                texts = {
+                    keys_made[name]: render_record(template, record, keys_made[name])
+                    for name, template in templates.items()
+                }
+            except ValueError as error:
+                raise ValueError(f"{at}{error}") from None
+            return {**record, **texts}
+
+        layout = mapped({**mapping, **keys_made}, made(first, ""))
+        convert = layout.convert
+        assert convert is not None
+        return replace(
+            layout, convert=lambda record, where: convert(made(record, f"{where}: "), where)
+        )
     for key in mapping.values():
         if key not in first:
             raise ValueError(f"--map names the key {key!r}; the record's keys are {keys_of(first)}")

@@ -208,3 +208,50 @@ def test_maps():
 def test_maps_that_say_no_layout(given):
     with pytest.raises(ValueError, match="prompt=KEY,completion=KEY or messages=KEY or text=KEY"):
         read_map(given)
+
+
+def templated(mapping, *records):
+    layout = mapped(read_map(mapping), records[0])
+    return list(Converted(list(records), layout))
+
+
+def test_templates_make_texts_of_any_record():
+    record = {"title": "Sky, blue", "body": {"lines": ["a", "b"]}, "label": 3, "note": None}
+    given = "prompt={{ title }}: {{ body.lines | join(', ') }}{{ note }},completion=is {{ label }}"
+    assert templated(given, record) == [pair("Sky, blue: a, b", "is 3")]
+    assert templated({"text": "{% for l in body.lines %}<{{ l }}>{% endfor %}"}, record) == [
+        {"text": "<a><b>"}
+    ]
+    mixed = {"prompt": "title", "completion": "{{ label }}", "system": "be {{ label }}"}
+    turns = [("system", "be 3"), ("user", "Sky, blue"), ("assistant", "3")]
+    assert templated(mixed, record) == [{"messages": messages(*turns)}]
+
+
+def test_a_template_makes_messages():
+    record = {"log": [["user", 'a "b"'], ["assistant", "c"]]}
+    template = (
+        "[{% for role, text in log %}"
+        '{"role": {{ role | tojson }}, "content": {{ text | tojson }}}'
+        "{% if not loop.last %},{% endif %}{% endfor %}]"
+    )
+    assert templated({"messages": template}, record) == [
+        {"messages": messages(("user", 'a "b"'), ("assistant", "c"))}
+    ]
+
+
+@pytest.mark.parametrize(
+    "template, said",
+    [
+        ("{{ title", "the template of prompt is malformed at line 1"),
+        ("{{ tittle }}", "the template of prompt failed: 'tittle' is undefined"),
+        ("{{ title.__class__.__mro__ }}", "the template of prompt failed: access to attribute"),
+        ("{% for i in range(10**9) %}{% endfor %}", "the template of prompt failed: "),
+    ],
+)
+def test_templates_that_fail(template, said):
+    record = {"title": "a", "label": "b"}
+    with pytest.raises(ValueError, match=said):
+        templated({"prompt": template, "completion": "label"}, record)
+    later = mapped({"prompt": "{{ x }}", "completion": "label"}, {"x": 1, "label": "b"})
+    with pytest.raises(ValueError, match="record 1: the template of prompt failed: 'x' is undef"):
+        Converted([{"x": 1, "label": "b"}, record], later)[1]
