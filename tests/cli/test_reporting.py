@@ -179,3 +179,11 @@ def test_a_browser_shows_the_page_at_two_widths(project, tmp_path, width):
     assert not across and sections == 7
     assert 200 < wide <= width and high > 100
     assert "CONSOLE" not in done.stderr, done.stderr
+
+
+def test_data_that_lie_elsewhere_are_not_looked_for_on_the_hub(project, capsys, tmp_path):
+    shutil.copytree("run", tmp_path / "run")
+    config = tmp_path / "run" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"data": "gone"}))
+    assert main(["report", str(tmp_path / "run"), "--overwrite"]) == 0
+    assert "there is no 'gone' here; give --data" in capsys.readouterr().err

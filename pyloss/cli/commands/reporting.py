@@ -75,6 +75,13 @@ def _data(
 ) -> dict[str, Any]:
     """The splits of the data; none where those of the run are not found."""
     settings.train, settings.test = True, False
+    name = settings.data
+    # An adapter keeps the last part of an absolute path: no name of a dataset on the hub.
+    if not given and isinstance(name, str) and "/" not in name and not user_path(name).exists():
+        notes.append(
+            f"Metrics, answers and data are missing: there is no {name!r} here; give --data."
+        )
+        return {}
     try:
         splits = load_dataset(settings, tokenizer)
     except (ValueError, OSError, ImportError) as error:
