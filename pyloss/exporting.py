@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyloss.io.files import check_target, user_path
+from pyloss.io.files import check_target, user_path, write_text
 from pyloss.io.outputs import make_folder, output
 from pyloss.models.files.gguf_writer import (
     TYPES,
@@ -23,6 +23,7 @@ from pyloss.models.files.gguf_writer import (
     write_gguf,
 )
 from pyloss.models.files.mixtures import ALIASES, MIXTURES
+from pyloss.models.files.modelfile import modelfile
 from pyloss.models.files.names import gguf_name, shared_parts
 from pyloss.models.files.quantized import stays_quantized
 from pyloss.models.fusing import fuse_modules, refuse_loss
@@ -30,14 +31,18 @@ from pyloss.tuner.adapters.adapter import adapter_modules
 from pyloss.tuner.adapters.folder import save_adapter
 from pyloss.tuner.adapters.gguf import write_lora_gguf
 from pyloss.tuner.adapters.merging import dense
+from pyloss.tuner.data.system_prompt import system_prompt_of
 from pyloss.weights.weight import SINGLE, Weight
 
 if TYPE_CHECKING:
     from pyloss.models.tokenizer import Tokenizer
     from pyloss.models.transformer import Model
 
-#: Adapters for PEFT or mlx-lm; the model as a GGUF file or a Hugging Face folder.
-FORMATS = ("peft", "mlx", "gguf", "hf")
+#: Adapters for PEFT or mlx-lm; the model as a GGUF file, a Hugging Face folder, or for Ollama.
+FORMATS = ("peft", "mlx", "gguf", "hf", "ollama")
+#: What is written for Ollama, and the type of the matrices unless another is asked for.
+OLLAMA_FILES = ("model.gguf", "Modelfile")
+OLLAMA_TYPE = "q4_k_m"
 
 #: Ways to keep an adapter's change, on the command line and in Python.
 GGUF_WAYS = (
@@ -68,11 +73,11 @@ def export(
     Args:
         path: a folder; for "gguf" a file.
         to: "peft" or "mlx": the model's adapter; "hf": a Hugging Face folder; "gguf": a file for
-            llama.cpp.
-        tokenizer: goes into "gguf", and into "hf" if it is given.
+            llama.cpp; "ollama": a folder with such a file and a Modelfile.
+        tokenizer: goes into "gguf" and "ollama", and into "hf" if it is given.
         adapter_only: with "gguf", write only the adapter, which llama.cpp loads with the base.
-        type: with "gguf", the type of the matrices (`gguf_writer.TYPES`). Default: their own, or
-            "f16" if GGUF does not have that.
+        type: with "gguf" and "ollama", the type of the matrices (`gguf_writer.TYPES`). Default:
+            their own, or "f16" if GGUF does not have that; for Ollama `OLLAMA_TYPE`.
         dequantize: fuse into float32 if the base is quantized, so that nothing of the adapter
             is lost. Always done if the file cannot hold the base's quantization.
         name: the model's name in a GGUF file, or the base's in PEFT's configuration.
@@ -111,19 +116,38 @@ def export(
             model.save(path, tokenizer, overwrite=overwrite)
     elif tokenizer is None:
         raise ValueError("a GGUF file holds the tokenizer too: give it")
+    elif to == "ollama":
+        folder = user_path(path)
+        system = system_prompt_of(getattr(model, "adapter_config", None))
+        text = modelfile(OLLAMA_FILES[0], tokenizer, model.config, system)
+        file, kind = folder / OLLAMA_FILES[0], type or OLLAMA_TYPE
+        with _whole(model, tokenizer, kind, dequantize, importance_data) as importance:
+            make_folder(folder)
+            with output(folder, OLLAMA_FILES, overwrite):
+                write_gguf(model, file, tokenizer, kind, name, importance=importance)
+                write_text(folder / OLLAMA_FILES[1], text)
     else:
         type = type if type is not None or _known_to_gguf(model) else "f16"
-        refuse_model(model, tokenizer)
-        ways = GGUF_WAYS.format(
-            {"q8_0": "f16", "f16": "f32", "bf16": "f32"}.get(type or "", "q8_0")
-        )
-        kept = _fused(model, dequantize or type is not None, ways, gguf_type=type)
         file, most = user_path(path), byte_count(split_max_size)
-        with kept:
-            importance = _importance(model, tokenizer, importance_data)
+        with _whole(model, tokenizer, type, dequantize, importance_data) as importance:
             with _gguf_output(file, most is not None, overwrite):
                 return write_gguf(model, file, tokenizer, type, name, most, importance)
     return user_path(path)
+
+
+@contextmanager
+def _whole(
+    model: Model,
+    tokenizer: Tokenizer,
+    type: str | None,
+    dequantize: bool,
+    importance_data: str | os.PathLike[str] | None,
+) -> Iterator[dict[str, np.ndarray] | None]:
+    """The model as a GGUF file of `type` holds it, and the importance of its columns."""
+    refuse_model(model, tokenizer)
+    ways = GGUF_WAYS.format({"q8_0": "f16", "f16": "f32", "bf16": "f32"}.get(type or "", "q8_0"))
+    with _fused(model, dequantize or type is not None, ways, gguf_type=type):
+        yield _importance(model, tokenizer, importance_data)
 
 
 def _importance(
@@ -215,15 +239,13 @@ def check_request(
     if to not in FORMATS:
         raise ValueError(f"to must be one of {', '.join(FORMATS)}, not {to!r}")
     byte_count(split_max_size)
-    gguf_alone = {
-        "adapter_only": adapter_only,
-        "type": type,
-        "split_max_size": split_max_size,
-        "importance_data": importance_data,
-    }
+    gguf_alone = {"adapter_only": adapter_only, "split_max_size": split_max_size}
     for option, given in gguf_alone.items():
         if given and to != "gguf":
             raise ValueError(f"{option} is for 'gguf' alone, not for {to!r}")
+    for option, value in {"type": type, "importance_data": importance_data}.items():
+        if value and to not in ("gguf", "ollama"):
+            raise ValueError(f"{option} is for 'gguf' and 'ollama', not for {to!r}")
     if adapter_only and split_max_size is not None:
         raise ValueError("split_max_size is for whole models: an adapter is one file")
     if adapter_only and type is not None:
@@ -233,7 +255,8 @@ def check_request(
     if type is not None and type not in TYPES:
         raise ValueError(f"type must be one of {', '.join(TYPES)}, got {type!r}")
     if importance_data is not None:
-        if type not in MIXTURES and type not in ALIASES:
+        kind = type or (OLLAMA_TYPE if to == "ollama" else None)
+        if kind not in MIXTURES and kind not in ALIASES:
             raise ValueError(
                 "importance_data is for types whose scales are searched for: type must be one of "
                 f"{', '.join(MIXTURES)}, not {type!r}"
@@ -247,6 +270,7 @@ def check_request(
                 f"a GGUF file is named {name!r}: programs read that ending as another format; "
                 ".gguf is usual"
             )
+    if to in ("gguf", "ollama"):
         library()
     check_target(path, folder=to != "gguf")
 

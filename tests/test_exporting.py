@@ -147,9 +147,9 @@ def test_a_model_without_an_adapter_is_converted(plain, tmp_path):
 @pytest.mark.parametrize(
     ("to", "options", "message"),
     [
-        ("onnx", {}, "to must be one of peft, mlx, gguf, hf, not 'onnx'"),
+        ("onnx", {}, "to must be one of peft, mlx, gguf, hf, ollama, not 'onnx'"),
         ("hf", {"adapter_only": True}, "adapter_only is for 'gguf' alone, not for 'hf'"),
-        ("peft", {"type": "f16"}, "type is for 'gguf' alone, not for 'peft'"),
+        ("peft", {"type": "f16"}, "type is for 'gguf' and 'ollama', not for 'peft'"),
         ("gguf", {"type": "f16", "adapter_only": True}, "type is for whole models"),
         ("gguf", {"type": "q3"}, "type must be one of f32, f16"),
         ("gguf", {"dequantize": True, "adapter_only": True}, "dequantize is for whole models"),
@@ -278,7 +278,7 @@ def fused(model):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"to": "hf"}, "importance_data is for 'gguf' alone"),
+        ({"to": "hf"}, "importance_data is for 'gguf' and 'ollama', not for 'hf'"),
         ({"type": None}, "type must be one of q2_k, .*iq4_xs, not None"),
         ({"type": "q8_0"}, "type must be one of q2_k, .* not 'q8_0'"),
         ({}, "importance_data: there is no file .*none.txt"),
@@ -290,3 +290,60 @@ def test_requests_with_importance_that_are_refused(plain, tmp_path, options, mes
         request["type"] = None
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         pyloss.export(plain, tmp_path / "m.gguf", tokenizer=tiny.byte_tokenizer(), **request)
+
+
+def test_for_ollama(tmp_path):
+    """The folder has the fused model in K-quants, and a Modelfile with template and stops."""
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8, "head_dim": 32}
+    model = tiny.load_tiny(tmp_path / "base", vocab_size=tiny.TOKENS, **sizes)
+    linear_to_lora_layers(model, -1, {"rank": 2, "scale": 4.0, "keys": ["mlp.down_proj"]})
+    for array in model.trainable_parameters().values():
+        array[...] = np.random.default_rng(0).normal(0, 0.3, array.shape)
+    model.adapter_config = {**(model.adapter_config or {}), "system_prompt": "Be 'brief'."}
+    tokenizer = tiny.byte_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<' + m.role + '>' + m.content }}{% endfor %}{{ '<assistant>' }}"
+    )
+    before = logits(model)
+    written = pyloss.export(model, tmp_path / "tuned", "ollama", tokenizer)
+    assert written == tmp_path / "tuned"
+    np.testing.assert_array_equal(logits(model), before)
+    file = read_gguf(tmp_path / "tuned" / "model.gguf")
+    assert file.metadata["general.file_type"] == 15
+    assert file.tensors["blk.0.attn_q.weight"].dtype == "Q4_K"
+    stored = load_model(tmp_path / "tuned" / "model.gguf").stored()
+    for tensor, weight in fused(model).stored().items():
+        error = np.linalg.norm(stored[tensor].dequantize() - weight.dequantize())
+        assert error < 0.1 * np.linalg.norm(weight.dequantize()), tensor
+    text = (tmp_path / "tuned" / "Modelfile").read_text()
+    assert text.startswith('FROM ./model.gguf\nTEMPLATE """{{- $first := true }}\n')
+    for line in (
+        '{{- if not $first }}{{ "<user>" }}',
+        '{{- else if $.System }}{{ "<system>" }}{{ $.System }}{{ "<user>" }}',
+        '{{- else if eq .Role "assistant" }}{{ "<assistant>" }}{{ .Content }}',
+        "SYSTEM \"Be 'brief'.\"",
+        'PARAMETER stop "</s>"',
+        "PARAMETER num_ctx 512",
+    ):
+        assert line in text.splitlines(), line
+    pyloss.export(model, tmp_path / "tuned", "ollama", tokenizer, type="q8_0")
+    assert {path.name for path in (tmp_path / "tuned").iterdir()} >= {
+        "Modelfile", "model.gguf", "previous-1",
+    }  # fmt: skip
+    assert read_gguf(tmp_path / "tuned" / "model.gguf").metadata["general.file_type"] == 7
+
+
+def test_a_template_that_ollama_cannot_have_is_refused_before_anything_is_written(plain, tmp_path):
+    tokenizer = tiny.byte_tokenizer()
+    tokenizer.chat_template = "{{ messages[-1].content }}"
+    with pytest.raises(ValueError, match="cannot be written in Ollama's language"):
+        pyloss.export(plain, tmp_path / "tuned", "ollama", tokenizer)
+    tokenizer.chat_template = None
+    for options, message in (
+        ({"adapter_only": True}, "adapter_only is for 'gguf' alone"),
+        ({"split_max_size": "1G"}, "split_max_size is for 'gguf' alone"),
+        ({"type": "q9"}, "type must be one of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pyloss.export(plain, tmp_path / "tuned", "ollama", tokenizer, **options)
+    assert not (tmp_path / "tuned").exists()

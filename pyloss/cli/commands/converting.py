@@ -72,6 +72,9 @@ def export(flags: Flags) -> int:
         model, output, to, tokenizer, **options, name=name, overwrite=flags["overwrite"]
     )
     say(f"wrote {output if written == user_path(output) else written}")
+    if to == "ollama":
+        name = user_path(output).name
+        say(f"next: ollama create {name} -f {user_path(output) / 'Modelfile'}")
     if to in ("gguf", "hf"):
         say_system_prompt(model)
     return 0

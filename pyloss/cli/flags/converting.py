@@ -57,25 +57,32 @@ def export_parser(commands: Any) -> None:
                               model and adapter as one file for llama.cpp
   pyloss export --adapter-path adapters --to gguf --adapter-only --output lora.gguf
                               the adapter alone, for llama.cpp's --lora
-  pyloss export --model some_folder --to gguf --type q8_0 --output model.gguf
-                              a model converted""",
+  pyloss export --model some_folder --to gguf --type q4_k_m --output model.gguf
+                              a model converted
+  pyloss export --adapter-path adapters --to ollama --output tuned
+                              for Ollama: then `ollama create tuned -f tuned/Modelfile`""",
     )
     add = parser.add_argument
     model_flags(add, adapter="folder of an adapter, in mlx-lm's or PEFT's layout (default: none)")
-    add("--to", required=True, choices=("peft", "mlx", "gguf", "hf"), help="format to write")
+    add(
+        "--to",
+        required=True,
+        choices=("peft", "mlx", "gguf", "hf", "ollama"),
+        help="format to write",
+    )
     add("--output", required=True, metavar="PATH", help="file to write for gguf, else a folder")
     add("--overwrite", action="store_true", help=OVERWRITE)
     add(
         "--type",
-        help="gguf: store matrices as f32, f16, bf16, q8_0, q5_0, q5_1, q4_0 or q4_1, or as a "
-        "mixture: q6_k, q5_k_m, q5_k_s, q4_k_m, q4_k_s, q3_k_l, q3_k_m, q3_k_s, q2_k, iq4_nl or "
-        "iq4_xs (default: as they are)",
+        help="gguf, ollama: store matrices as f32, f16, bf16, q8_0, q5_0, q5_1, q4_0 or q4_1, or "
+        "as a mixture: q6_k, q5_k_m, q5_k_s, q4_k_m, q4_k_s, q3_k_l, q3_k_m, q3_k_s, q2_k, iq4_nl "
+        "or iq4_xs (default: as they are; ollama: q4_k_m)",
     )
     add(
         "--importance-data",
         metavar="FILE",
-        help="gguf with a mixture: text or records (as --data) on which the importance of columns "
-        "is measured",
+        help="with a mixture as type: text or records (as --data) that say which columns of the "
+        "matrices matter",
     )
     add(
         "--split-max-size",
