@@ -9,6 +9,7 @@ from pyloss.ops.delta_rule import (
     state_scan,
     state_scan_step,
 )
+from pyloss.ops.embedding import adapted_embedding, embedding
 from pyloss.ops.experts import (
     Routing,
     combine,
@@ -19,13 +20,11 @@ from pyloss.ops.experts import (
     scale_rows,
 )
 from pyloss.ops.layers import (
-    adapted_embedding,
     add,
     append,
     attention,
     capped,
     dropout,
-    embedding,
     gather_rows,
     geglu,
     glu,

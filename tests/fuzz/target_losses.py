@@ -17,7 +17,9 @@ LOSSES = [
 OPERATIONS = [
     name
     for name, f in sorted(vars(ops).items())
-    if inspect.isfunction(f) and f.__module__ == "pyloss.ops.layers" and name[0] != "_"
+    if inspect.isfunction(f)
+    and f.__module__ in ("pyloss.ops.embedding", "pyloss.ops.layers")
+    and name[0] != "_"
 ]
 DTYPES = [np.float64, np.float32, np.float16, ml_dtypes.bfloat16]
 LABELS = [np.int64, np.int32, np.uint8, np.int8, np.uint16, np.uint64, np.int16]
