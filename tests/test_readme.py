@@ -56,6 +56,8 @@ READS = (
 )
 #: flags of a command that are no settings
 OF_COMMANDS = (
+    "messages_quiet",
+    "messages_verbose",
     "split",
     "write_teacher",
     "top_k",

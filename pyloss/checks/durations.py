@@ -63,6 +63,11 @@ def duration(value: Any, name: str) -> float:
     )
 
 
+def precise_text(seconds: float) -> str:
+    """As `duration_text`, with a decimal below a minute: 7.4 s, 12 min, 1 h 12 min."""
+    return f"{seconds:.1f} s" if seconds < 59.95 else duration_text(seconds)
+
+
 def duration_text(seconds: float) -> str:
     """A duration in its two largest units: 45 s, 12 min, 1 h 12 min, 2 d 3 h."""
     if seconds < 59.5:

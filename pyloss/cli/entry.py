@@ -9,7 +9,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from pyloss.cli.flags import build_parser
@@ -29,7 +29,7 @@ class _Lines(logging.Handler):
     """The library's log as lines on standard error."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        console.say(self.format(record))
+        console.say(self.format(record), always=record.levelno >= logging.WARNING)
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "pyloss") -> int:
@@ -47,7 +47,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "pyloss") -> int:
         code = 1
         # A closed pipe is no error to report: `head` closes it on purpose.
         if console.why_lost() != os.strerror(errno.EPIPE):
-            console.say(f"pyloss: error: cannot write to standard output: {console.why_lost()}")
+            text = f"pyloss: error: cannot write to standard output: {console.why_lost()}"
+            console.say(text, always=True)
     return code
 
 
@@ -82,10 +83,20 @@ def _run(argv: Sequence[str] | None, prog: str) -> int:
     level = log.level
     log.addHandler(handler)
     log.setLevel(logging.INFO)
-    command = ""
+    command, verbose = "", False
     try:
-        arguments = vars(build_parser(prog).parse_args(argv))
+        parser = build_parser(prog)
+        if "_ARGCOMPLETE" in os.environ:  # a shell asks for the words that may follow
+            _complete(parser)
+        arguments = vars(parser.parse_args(argv))
         command = arguments.pop("command")
+        both = [bool(arguments.pop(f"messages_{name}")) for name in ("quiet", "verbose")]
+        if all(both):
+            raise ValueError("--quiet and --verbose are given: give one of them")
+        quiet, verbose = both
+        console.be_quiet(quiet)
+        if verbose:
+            _say_versions()
         from pyloss.cli import commands
 
         with warnings.catch_warnings():
@@ -94,11 +105,11 @@ def _run(argv: Sequence[str] | None, prog: str) -> int:
     except SystemExit as end:  # --help
         return int(end.code or 0)
     except KeyboardInterrupt as interrupt:
-        return _fail(interrupt, 130, str(interrupt) or "interrupted")
+        return _fail(interrupt, 130, str(interrupt) or "interrupted", verbose)
     except FloatingPointError as error:
-        return _fail(error, 1, f"error: {error}")
+        return _fail(error, 1, f"error: {error}", verbose)
     except BAD_INPUT as error:
-        return _fail(error, 2, f"error: {_text(error, command)}")
+        return _fail(error, 2, f"error: {_text(error, command)}", verbose)
     finally:
         log.removeHandler(handler)
         log.setLevel(level)
@@ -129,14 +140,37 @@ def _warn(
     line: Any = None,
 ) -> None:
     """Prints a warning without its place in the code."""
-    console.say(f"pyloss: warning: {' '.join(str(message).split())}")
+    console.say(f"pyloss: warning: {' '.join(str(message).split())}", always=True)
 
 
-def _fail(error: BaseException, code: int, text: str) -> int:
-    """Prints an error as one line, with a traceback if PYLOSS_DEBUG is 1; returns `code`."""
-    if os.environ.get("PYLOSS_DEBUG") == "1":
+def _fail(error: BaseException, code: int, text: str, verbose: bool = False) -> int:
+    """Prints an error as one line; returns `code`.
+
+    With --verbose or PYLOSS_DEBUG=1 a traceback comes first.
+    """
+    if verbose or os.environ.get("PYLOSS_DEBUG") == "1":
         import traceback
 
-        console.say("".join(traceback.format_exception(error)).rstrip())
-    console.say(f"pyloss: {' '.join(text.split())}")
+        console.say("".join(traceback.format_exception(error)).rstrip(), always=True)
+    console.say(f"pyloss: {' '.join(text.split())}", always=True)
     return code
+
+
+def _complete(parser: Any) -> None:
+    """Answers a shell by argcomplete, which ends the process; without it nothing is done."""
+    with suppress(ImportError):
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
+
+
+def _say_versions() -> None:
+    import platform
+
+    import pyloss
+
+    info = pyloss.info()
+    console.say(
+        f"pyloss {info['version']}, {info['isa']}, {info['threads']} threads, "
+        f"Python {platform.python_version()}, NumPy {info['numpy']}, {platform.platform()}"
+    )

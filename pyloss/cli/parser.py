@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from pyloss.checks.numbers import shown
 from pyloss.errors import cut, nearest
 from pyloss.io import console
-from pyloss.tuner.run.settings import DEFAULT_MODEL, LORA_DEFAULTS, SCHEMA
+from pyloss.tuner.run.settings import DEFAULT_MODEL, LORA_DEFAULTS, SCHEMA, allowed_values
 from pyloss.tuner.run.yaml_file import MOST_DIGITS
 
 
@@ -93,7 +93,9 @@ def setting(group: Any, flag: str, text: str, *more: str, **options: Any) -> Non
         options["default"] = None
     else:
         options.setdefault("metavar", {whole: "N", real: "X"}.get(options.get("type", str), "TEXT"))
-    group.add_argument(flag, *more, help=text, **options)
+    action = group.add_argument(flag, *more, help=text, **options)
+    if key in SCHEMA and (allowed := allowed_values(SCHEMA[key].check)):
+        action.completer = lambda **_: allowed
 
 
 def model_flags(

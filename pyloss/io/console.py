@@ -84,6 +84,25 @@ class Console:
 
 
 _out, _err = Console("stdout"), Console("stderr")
+#: whether messages are left out; results and errors are written
+_quiet = False
+
+
+def be_quiet(quiet: bool) -> None:
+    """Leaves out the lines of `say` and of progress from now on, or not; see `begin`."""
+    global _quiet
+    _quiet = quiet
+
+
+def is_quiet() -> bool:
+    """Whether lines about the work are left out."""
+    return _quiet
+
+
+def colored() -> bool:
+    """Whether results may have colors: on a terminal, unless NO_COLOR or TERM=dumb forbid them."""
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return _out.isatty() and not plain
 
 
 def reason(error: Exception) -> str:
@@ -100,8 +119,13 @@ def out(text: str, end: str = "\n", flush: bool = False) -> None:
         _out.flush()
 
 
-def say(text: str) -> None:
-    """Write a line about the work to standard error. Never raises."""
+def say(text: str, always: bool = False) -> None:
+    """Write a line about the work to standard error. Never raises.
+
+    With --quiet only those that come `always`, such as errors, are written.
+    """
+    if _quiet and not always:
+        return
     _err.write(text + "\n")
     _err.flush()
 
@@ -136,6 +160,7 @@ def begin() -> None:
     """
     global _lost, _log_lost
     _lost = _log_lost = None
+    be_quiet(False)
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)

@@ -8,8 +8,8 @@ from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any, TextIO
 
-from pyloss.checks.durations import duration_text
-from pyloss.io.console import Console
+from pyloss.checks.durations import duration_text, precise_text
+from pyloss.io.console import Console, is_quiet
 from pyloss.tuner.callbacks import Info, TrainingCallback
 
 #: the heights of a sparkline's columns
@@ -55,6 +55,8 @@ class ProgressReporter(TrainingCallback):
         # A notebook's bar is a widget: it goes into the page, not into a stream.
         options = {"file": self.stream} if self.stream.isatty() else {}
         try:
+            if is_quiet():
+                return
             if options:
                 from tqdm import tqdm
             elif stream is None and _in_notebook():
@@ -69,6 +71,8 @@ class ProgressReporter(TrainingCallback):
 
     def line(self, text: str) -> None:
         """Print one line, above the bar if there is one."""
+        if is_quiet():
+            return
         if self.bar is not None and self.log is self.stream:
             self.bar.write(text, file=self.stream)
         else:
@@ -103,7 +107,7 @@ class ProgressReporter(TrainingCallback):
         i = val_info
         self.line(
             f"iteration {i['iteration']}/{self.total}: val loss {i['val_loss']:.4f}, took "
-            f"{i['val_time']:.1f} s"
+            f"{precise_text(i['val_time'])}"
         )
 
     def close(self) -> None:

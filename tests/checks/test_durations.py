@@ -2,7 +2,7 @@
 
 import pytest
 
-from pyloss.checks.durations import duration, duration_text, every, iterations
+from pyloss.checks.durations import duration, duration_text, every, iterations, precise_text
 
 
 @pytest.mark.parametrize(
@@ -69,3 +69,8 @@ def test_parts_of_an_epoch_and_iterations(value, found, of_40):
 def test_what_is_no_interval(value):
     with pytest.raises(ValueError, match=r"val_every is .*; it must be a part of an epoch such as"):
         every(value, "val_every")
+
+
+def test_short_times_have_a_decimal():
+    found = [precise_text(seconds) for seconds in (0, 7.44, 59.94, 59.96, 4320)]
+    assert found == ["0.0 s", "7.4 s", "59.9 s", "1 min", "1 h 12 min"]

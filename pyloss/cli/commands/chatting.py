@@ -62,7 +62,7 @@ def chat(flags: Flags) -> int:
         except ValueError as error:
             if not terminal:
                 raise
-            say(f"pyloss: error: {error}")
+            say(f"pyloss: error: {error}", always=True)
         if lost():
             break  # the output is closed; `main` reports it
     return 0
@@ -81,7 +81,7 @@ def _typed() -> Iterator[str]:
             out("")
             return
         except UnicodeDecodeError as error:
-            say(f"pyloss: error: the line is not text in {error.encoding}")
+            say(f"pyloss: error: the line is not text in {error.encoding}", always=True)
         except Terminated:
             raise
         except KeyboardInterrupt:

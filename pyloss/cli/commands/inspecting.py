@@ -9,7 +9,7 @@ from typing import Any
 from pyloss import loading
 from pyloss.cli.commands.shared import Flags
 from pyloss.errors import counted
-from pyloss.io.console import out, say
+from pyloss.io.console import colored, out, say
 from pyloss.io.files import check_target, replacing, user_path
 from pyloss.io.outputs import output
 from pyloss.tuner.data.preview import preview
@@ -50,7 +50,7 @@ def data(flags: Flags) -> int:
             out(f"prompts that train has, too: {counted(count, 'record')}")
     first = next(iter(found.values()))
     try:
-        out(preview(first, tokenizer, 1, max_seq_length=settings.max_seq_length))
+        out(preview(first, tokenizer, 1, max_seq_length=settings.max_seq_length, color=colored()))
     except ValueError as error:
         out(f"no sample: {error}")
     if target is not None:

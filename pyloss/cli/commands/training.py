@@ -12,7 +12,7 @@ import pyloss.random
 from pyloss import models
 from pyloss.cli.commands.shared import Flags, move
 from pyloss.errors import counted
-from pyloss.io.console import out, say
+from pyloss.io.console import colored, out, say
 from pyloss.io.files import user_path
 from pyloss.optim import Optimizer, Schedule, WarmUp, build_optimizer, build_schedule
 from pyloss.runtime import precision
@@ -59,7 +59,15 @@ def fit(flags: Flags, objective: Objective | None = None) -> int:
         from pyloss.tuner.data.preview import preview
 
         data = train_set if settings.train else test_set
-        out(preview(data, tokenizer, settings.preview, max_seq_length=settings.max_seq_length))
+        out(
+            preview(
+                data,
+                tokenizer,
+                settings.preview,
+                max_seq_length=settings.max_seq_length,
+                color=colored(),
+            )
+        )
         return 0
     if settings.train:
         loss = default_loss

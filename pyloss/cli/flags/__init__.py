@@ -51,4 +51,18 @@ def build_parser(prog: str = "pyloss") -> argparse.ArgumentParser:
     prune_parser(commands)
     bench_parser(commands)
     info_parser(commands)
+    for each in commands.choices.values():
+        _message_flags(each)
     return parser
+
+
+def _message_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds --quiet and --verbose under those of their names that the command has no flag of."""
+    group = parser.add_argument_group("messages")
+    for flag, text in (
+        ("--quiet", "only results, warnings and errors: no progress, no log"),
+        ("--verbose", "also the version, the processor's instructions, and tracebacks of errors"),
+    ):
+        names = [x for x in (flag[1:3], flag) if x not in parser._option_string_actions]
+        dest = f"messages_{flag[2:]}"
+        group.add_argument(*names, action="store_true", default=None, dest=dest, help=text)

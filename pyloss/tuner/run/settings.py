@@ -153,7 +153,16 @@ def _size(value: Any) -> int | str:
 
 
 def _optional(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    return lambda value: None if value is None else check(value)
+    def optional(value: Any) -> Any:
+        return None if value is None else check(value)
+
+    optional.allowed = allowed_values(check)  # type: ignore[attr-defined]
+    return optional
+
+
+def allowed_values(check: Callable[[Any], Any]) -> tuple[str, ...]:
+    """The values that a check takes, where they are a list; for the completion of shells."""
+    return getattr(check, "allowed", ())
 
 
 def _one_of(*allowed: str) -> Callable[[Any], str]:
@@ -163,6 +172,7 @@ def _one_of(*allowed: str) -> Callable[[Any], str]:
             raise Refused(", ".join(allowed))
         return name
 
+    check.allowed = allowed  # type: ignore[attr-defined]
     return check
 
 
