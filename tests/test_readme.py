@@ -41,6 +41,7 @@ OWN = {
     "a.jsonl",
     "b.jsonl",
     "-",
+    "data",
     "data/",
     "small/",
 }
