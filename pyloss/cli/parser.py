@@ -109,7 +109,8 @@ def model_flags(
         "--model",
         *more,
         default=DEFAULT_MODEL,
-        help=f"folder, .gguf file or known name (default: {DEFAULT_MODEL})",
+        help="folder, .gguf file, owner/name or owner/name:Q4_K_M of the hub, ollama:name:tag, or "
+        f"known name (default: {DEFAULT_MODEL})",
     )
     if adapter:
         add("--adapter-path", default=adapter_path, help=adapter)

