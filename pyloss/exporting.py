@@ -27,6 +27,7 @@ from pyloss.models.files.modelfile import modelfile
 from pyloss.models.files.names import gguf_name, shared_parts
 from pyloss.models.files.quantized import stays_quantized
 from pyloss.models.fusing import fuse_modules, refuse_loss
+from pyloss.models.saving import DTYPES, save_model
 from pyloss.tuner.adapters.adapter import adapter_modules
 from pyloss.tuner.adapters.folder import save_adapter
 from pyloss.tuner.adapters.gguf import write_lora_gguf
@@ -65,6 +66,8 @@ def export(
     overwrite: bool = False,
     split_max_size: int | str | None = None,
     importance_data: str | os.PathLike[str] | None = None,
+    dtype: str | None = None,
+    shard_size: int | str | None = None,
 ) -> Path:
     """Write `model` in another program's format. Files of models get fused adapters.
 
@@ -87,6 +90,8 @@ def export(
             so on.
         importance_data: with a mixture as `type`, a file of records or texts whose tokens say which
             columns of the matrices matter (`models.importance`).
+        dtype: with "hf", "float32", "float16" or "bfloat16" for all floats. Default: their own.
+        shard_size: with "hf", the most bytes of a file, as `split_max_size`.
 
     Returns:
         What was written, of a split model its first file, by which it is loaded.
@@ -105,6 +110,8 @@ def export(
         dequantize=dequantize,
         split_max_size=split_max_size,
         importance_data=importance_data,
+        dtype=dtype,
+        shard_size=shard_size,
     )
     if to in ("peft", "mlx"):
         save_adapter(model, path, to, base_model=name, one_rank=True, overwrite=overwrite)
@@ -113,7 +120,7 @@ def export(
             write_lora_gguf(model, path, name)
     elif to == "hf":
         with _fused(model, dequantize or becomes_floats(model), HF_WAYS):
-            model.save(path, tokenizer, overwrite=overwrite)
+            save_model(model, path, tokenizer, dtype, overwrite, byte_count(shard_size))
     elif tokenizer is None:
         raise ValueError("a GGUF file holds the tokenizer too: give it")
     elif to == "ollama":
@@ -173,15 +180,15 @@ def _gguf_output(path: Path, split: bool, overwrite: bool) -> AbstractContextMan
     return output(path.parent, [path.name, *earlier_parts(path)], overwrite)
 
 
-def byte_count(size: int | str | None) -> int | None:
-    """The bytes that `split_max_size` stands for. Raises ValueError for what is no size."""
+def byte_count(size: int | str | None, name: str = "split_max_size") -> int | None:
+    """The bytes that the option `name` stands for. Raises ValueError for what is no size."""
     if size is None:
         return None
     units = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
     match = re.fullmatch(r"(\d{1,15})([KMG]?)B?", str(size).upper())
     if match is None or isinstance(size, bool) or not int(match[1]):
         raise ValueError(
-            f"split_max_size must be a number of bytes above 0, such as 2G or 500M, got {size!r}"
+            f"{name} must be a number of bytes above 0, such as 2G or 500M, got {size!r}"
         )
     return int(match[1]) * units[match[2]]
 
@@ -231,6 +238,8 @@ def check_request(
     dequantize: bool = False,
     split_max_size: int | str | None = None,
     importance_data: str | os.PathLike[str] | None = None,
+    dtype: str | None = None,
+    shard_size: int | str | None = None,
 ) -> None:
     """Check a request to `export` without the model: options, packages, the output's path.
 
@@ -239,6 +248,12 @@ def check_request(
     if to not in FORMATS:
         raise ValueError(f"to must be one of {', '.join(FORMATS)}, not {to!r}")
     byte_count(split_max_size)
+    byte_count(shard_size, "shard_size")
+    for option, part in {"dtype": dtype, "shard_size": shard_size}.items():
+        if part and to != "hf":
+            raise ValueError(f"{option} is for 'hf' alone, not for {to!r}")
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
     gguf_alone = {"adapter_only": adapter_only, "split_max_size": split_max_size}
     for option, given in gguf_alone.items():
         if given and to != "gguf":

@@ -1,11 +1,14 @@
 """`export`: every format from a tiny model, which stays unchanged."""
 
 import copy
+import json
 
 import gguf
+import ml_dtypes
 import numpy as np
 import pytest
 import tiny
+from safetensors.numpy import load_file
 
 import pyloss
 from pyloss.io.gguf import read_gguf
@@ -347,3 +350,48 @@ def test_a_template_that_ollama_cannot_have_is_refused_before_anything_is_writte
         with pytest.raises(ValueError, match=message):
             pyloss.export(plain, tmp_path / "tuned", "ollama", tokenizer, **options)
     assert not (tmp_path / "tuned").exists()
+
+
+def test_a_folder_in_bfloat16_and_shards(model, tmp_path):
+    """Shards are read by pyloss and by safetensors under the index, with the same values."""
+    tokenizer = tiny.byte_tokenizer()
+    pyloss.export(model, tmp_path / "one", "hf", tokenizer, dtype="bfloat16")
+    pyloss.export(model, tmp_path / "many", "hf", tokenizer, dtype="bfloat16", shard_size="20KB")
+    index = json.loads((tmp_path / "many" / "model.safetensors.index.json").read_text())
+    files = sorted((tmp_path / "many").glob("model-*.safetensors"))
+    assert len(files) > 2 and {file.name for file in files} == set(index["weight_map"].values())
+    assert files[0].name == f"model-00001-of-{len(files):05}.safetensors"
+    found, total = {}, 0
+    for file in files:
+        tensors = load_file(file)
+        sizes = [array.nbytes for array in tensors.values()]
+        assert sum(sizes) <= 20_000 or len(sizes) == 1
+        total += sum(sizes)
+        assert all(index["weight_map"][name] == file.name for name in tensors)
+        found |= tensors
+    assert index["metadata"]["total_size"] == total
+    for name, array in load_file(tmp_path / "one" / "model.safetensors").items():
+        assert array.dtype == found[name].dtype == ml_dtypes.bfloat16
+        np.testing.assert_array_equal(array, found[name])
+    assert {weight.format for weight in load_model(tmp_path / "many").stored().values()} == {"bf16"}
+    np.testing.assert_array_equal(
+        logits(load_model(tmp_path / "many")), logits(load_model(tmp_path / "one"))
+    )
+    # a single file takes the place of the shards
+    pyloss.export(model, tmp_path / "many", "hf", tokenizer, overwrite=True)
+    assert [path.name for path in (tmp_path / "many").glob("model*")] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "to, options, message",
+    [
+        ("gguf", {"dtype": "bfloat16"}, "dtype is for 'hf' alone, not for 'gguf'"),
+        ("ollama", {"shard_size": "2GB"}, "shard_size is for 'hf' alone"),
+        ("hf", {"dtype": "int8"}, "dtype must be one of float32, float16, bfloat16, not 'int8'"),
+        ("hf", {"shard_size": "two"}, "shard_size must be a number of bytes above 0"),
+    ],
+)
+def test_folder_requests_that_are_refused(plain, tmp_path, to, options, message):
+    with pytest.raises(ValueError, match=message):
+        pyloss.export(plain, tmp_path / "out", to, tiny.byte_tokenizer(), **options)
+    assert not (tmp_path / "out").exists()

@@ -71,6 +71,7 @@ def save_model(
     tokenizer: Any = None,
     dtype: str | None = None,
     overwrite: bool = False,
+    shard_size: int | None = None,
 ) -> None:
     """Writes config.json, model.safetensors and the tokenizer's files into the folder `path`.
 
@@ -79,6 +80,9 @@ def save_model(
     Floats keep their type.
     Parameters take the type of most matrices if it holds their values exactly. With `dtype`
     ("float32", "float16" or "bfloat16") all floats have that type.
+
+    A model of more than `shard_size` bytes becomes model-00001-of-00003.safetensors and so on with
+    an index; no file is larger, unless it holds a single tensor.
 
     The files of a model in the folder move to `previous-N`, or are removed with `overwrite`; the
     tokenizer's files stay if `tokenizer` is None.
@@ -125,10 +129,35 @@ def save_model(
     folder = user_path(path)
     make_folder(folder)
     with output(folder, _model_files(folder, tokenizer is not None), overwrite):
-        write_safetensors(folder / "model.safetensors", tensors, _metadata(config))
+        _write_tensors(folder, tensors, _metadata(config), shard_size)
         write_json(folder / "config.json", config)
         if tokenizer is not None:
             tokenizer.save(folder)
+
+
+def _write_tensors(
+    folder: Path, tensors: Mapping[str, np.ndarray], metadata: dict[str, str], most: int | None
+) -> None:
+    """One file, or the shards and their index."""
+    shards: list[dict[str, np.ndarray]] = [{}]
+    used = 0
+    for name, array in tensors.items():
+        if most is not None and shards[-1] and used + array.nbytes > most:
+            shards.append({})
+            used = 0
+        shards[-1][name] = array
+        used += array.nbytes
+    if len(shards) == 1:
+        return write_safetensors(folder / "model.safetensors", tensors, metadata)
+    places: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        write_safetensors(folder / file, shard, metadata)
+        places |= dict.fromkeys(shard, file)
+    total = sum(array.nbytes for array in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": places}
+    write_json(folder / "model.safetensors.index.json", index)
+    return None
 
 
 def _model_files(folder: Path, with_tokenizer: bool) -> list[str]:

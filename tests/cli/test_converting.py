@@ -43,6 +43,8 @@ def test_export_hands_over_what_it_is_asked_for(world, monkeypatch, capsys):
     plain = {
         "split_max_size": None,
         "importance_data": None,
+        "dtype": None,
+        "shard_size": None,
         "adapter_only": False,
         "type": None,
         "dequantize": False,

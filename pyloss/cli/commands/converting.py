@@ -61,7 +61,10 @@ def export(flags: Flags) -> int:
             "--to peft, --to mlx and --adapter-only write an adapter: "
             "give its folder as --adapter-path"
         )
-    names = ("adapter_only", "type", "dequantize", "split_max_size", "importance_data")
+    names = (
+        *("adapter_only", "type", "dequantize", "split_max_size", "importance_data"),
+        *("dtype", "shard_size"),
+    )
     options = {key: flags[key] for key in names}
     exporting.check_request(output, to, **options)
     _refuse_source("output", flags)

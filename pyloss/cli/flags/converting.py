@@ -90,6 +90,16 @@ def export_parser(commands: Any) -> None:
         help="gguf: split a larger model into files of at most 2G, 500M, ... "
         "(NAME-00001-of-00003.gguf and so on)",
     )
+    add(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        help="hf: type of all floats (default: their own)",
+    )
+    add(
+        "--shard-size",
+        metavar="SIZE",
+        help="hf: split a larger model into files of at most 2GB, ...",
+    )
     add("--adapter-only", action="store_true", help="gguf: write the adapter alone")
     add(
         "--dequantize",
