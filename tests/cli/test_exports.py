@@ -140,10 +140,13 @@ def test_a_missing_package_is_found_first(project, monkeypatch, capsys):
             ["a file is there; a folder is needed"],
         ),
         (
-            ["export", "--to", "gguf", "--output", "m.gguf", "--type", "q3_k"],
-            ["type must be one of f32", "'q3_k'"],
+            ["export", "--to", "gguf", "--output", "m.gguf", "--type", "q3_m"],
+            ["type must be one of f32", "'q3_m'"],
         ),
-        (["export", "--to", "hf", "--output", "m", "--type", "q8_0"], ["type is for 'gguf' alone"]),
+        (
+            ["export", "--to", "hf", "--output", "m", "--type", "q8_0"],
+            ["type is for 'gguf' and 'ollama'"],
+        ),
         (
             ["export", "--to", "peft", "--adapter-path", "a", "--output", "m", "--dequantize"],
             ["dequantize is for whole models"],
