@@ -154,8 +154,8 @@ int pl_has_bf16_dots(void);
 const char *pl_amx_missing(int request);
 
 /* encoders/: stored formats whose scales are searched for, from floats [rows, cols], cols whole
- * blocks. `importance`, of the columns, weighs squared errors; `like`, a matrix of that shape, gives
- * its scales; both may be NULL. Scales that float16 does not hold become infinite. */
+ * blocks. `importance`, of the columns, weighs squared errors; `like`, a matrix of that shape,
+ * gives its scales; both may be NULL. Scales that float16 does not hold become infinite. */
 int pl_encodes(int format);
 void pl_encode(int format, const float *x, const float *importance, int64_t rows, int64_t cols,
                const uint8_t *like, uint8_t *out);
