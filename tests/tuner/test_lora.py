@@ -102,11 +102,11 @@ def test_fusing_keeps_groups_as_they_were(rng, format):
 
 
 def test_fusing_over_what_can_only_be_read_makes_floats(rng):
-    weight = stored(rng, 12, 256, "q4_k")
+    weight = stored(rng, 12, 256, "mxfp4")
     layer = trained(rng, nn.Linear.from_weight(weight))
     with pytest.warns(
         UserWarning,
-        match="q4_k can be read but not written: the weights fused over it are kept in float32",
+        match="mxfp4 can be read but not written: the weights fused over it are kept in float32",
     ):
         fused = layer.fuse()
     assert fused.weight.format == "f32"
