@@ -38,6 +38,7 @@ from pyloss.models.text.gguf_tokenizer import PRE_TOKENIZERS
 from pyloss.models.tokenizer import Tokenizer
 from pyloss.tuner.adapters.adapter import adapter_modules
 from pyloss.tuner.adapters.gguf import write_lora_gguf
+from pyloss.weights.formats import SEARCHED
 
 PROMPT = "The quick brown fox jumps over the lazy dog, and then it"
 IDS = [int(i) for i in np.random.default_rng(0).integers(5, 260, 40)]
@@ -294,6 +295,18 @@ def test_texts_are_cut_as_llama_cpp_cuts_them(pre, tmp_path, monkeypatch):
     model = load_model(tmp_path / "m.gguf")
     for text in TEXTS:
         agree(model, tokenizer.encode(text), llama_runner.run(tmp_path / "m.gguf", text, 3))
+
+
+@pytest.mark.parametrize("type", list(SEARCHED))
+def test_searched_formats(type, tmp_path):
+    """llama.cpp also quantizes the other operand, to 8 bits in blocks of 32 or 256."""
+    make_tiny(hidden_size=256, intermediate_size=512).save_pretrained(tmp_path / "hf")
+    model = load_model(tmp_path / "hf")
+    write_gguf(model, tmp_path / "m.gguf", plain_tokenizer(), type)
+    written = load_model(tmp_path / "m.gguf")
+    assert written.layers[0].mlp.up_proj.weight.format == type
+    answer = llama_runner.run(tmp_path / "m.gguf", IDS, TOKENS)
+    assert difference(written, IDS, answer) < min(0.5, difference(model, IDS, answer))
 
 
 @pytest.mark.parametrize("name", list(MODELS))
