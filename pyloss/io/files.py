@@ -358,3 +358,20 @@ def write_safetensors(
             raise OSError(int(system[1]), os.strerror(int(system[1]))) from error
         # The library creates its own file there, which only its owner may read.
         os.chmod(beside, mode)
+        if metadata and len(metadata) > 1:
+            _sort_metadata(beside)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Sorts the keys of the metadata, which the library writes in any order.
+
+    So the same content makes the same file.
+    """
+    with open(path, "r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        before = file.read(size)
+        header = json.loads(before)
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        after = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        file.seek(8)
+        file.write(after.ljust(size))

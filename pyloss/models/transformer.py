@@ -45,7 +45,10 @@ class Model(Module):
     and `head_layer`; generation uses `step`.
 
     Attributes:
+        name: of the file or folder that it was read from, or of its place on the hub.
         adapter_config: the settings of the adapters, as adapter_config.json has them.
+        trained_from: what is known of the weights before full fine-tuning
+            (`tuner.adapters.base.Base`).
         kept_of_adapter: the share of the adapters that fusing into quantized weights kept, if it
             is small.
     """
@@ -55,7 +58,9 @@ class Model(Module):
         self.config = config
         self.model = decoder
         self.lm_head = lm_head
+        self.name: str | None = None
         self.adapter_config: dict[str, Any] | None = None
+        self.trained_from: Any = None
         self.kept_of_adapter: float | None = None
         self._rope = [RopeTable(config), RopeTable(config, local=True)]
         if config.query_growth is not None:

@@ -64,6 +64,7 @@ def add_adapters(model: Any, kind: str, num_layers: int, config: Mapping[str, An
     for name, layer in layers.items():
         layer.train(model.training)
         model.set_module(name, layer)
+    model.trained_from = None
     model.adapter_config = {
         "fine_tune_type": kind,
         "num_layers": num_layers,

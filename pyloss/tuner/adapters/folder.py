@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from pyloss.errors import listed
 from pyloss.io.files import read_json, user_path, write_json, write_safetensors
 from pyloss.io.outputs import make_folder, output
 from pyloss.models.files.names import MLX_MLP, language_model_name, mlx_names
 from pyloss.nn import Module
 from pyloss.tuner.adapters.adapter import Adapter, storable_adapters
+from pyloss.tuner.adapters.base import base_of, not_for, warn_of_other_base
 from pyloss.tuner.adapters.full import is_full
 from pyloss.tuner.adapters.layout import (
     CONFIG_FILE,
@@ -87,15 +87,14 @@ def put_adapter(model: Any, adapter: StoredAdapter) -> None:
         if reason := _other_base(modules.get(language_model_name(name)), weight):
             problems.append(f"{name}: {reason}")
     if problems:
-        raise ValueError(
-            f"the adapter in {adapter.path} is not one for this model:{listed(problems)}"
-        )
+        raise ValueError(not_for(model, adapter.base, adapter.path, problems))
     if not layers:
         raise ValueError(f"the adapter in {adapter.path} has no matrices")
+    warn_of_other_base(model, adapter.base, adapter.path)
     for name, layer in layers.items():
         layer.train(model.training)
         model.set_module(name, layer)
-    model.adapter_config = adapter.config
+    model.adapter_config, model.trained_from = adapter.config, None
 
 
 def _over(base: Any, kind: str, stored: StoredLayer) -> Adapter | str:
@@ -177,14 +176,16 @@ def save_adapter(
     place = user_path(folder)
     make_folder(place, "adapter folder")
     old = read_adapter_config(place)
+    base = base_of(model)
+    metadata = None if base is None else base.metadata()
     with output(place, [*run_files(place), CONFIG_FILE], overwrite):
         if full:
-            write_safetensors(place / MLX_FILE, model.trainable_parameters())
+            write_safetensors(place / MLX_FILE, model.trainable_parameters(), metadata)
             write_json(place / CONFIG_FILE, with_own_keys(config or {}, old), sort_keys=True)
         elif format == "mlx":
             if one_rank:
                 layers, config = _for_mlx(model, layers, config)
-            write_mlx(place, layers, config, one_rank, old)
+            write_mlx(place, layers, config, one_rank, old, metadata)
         else:
             blocks = {
                 name
@@ -198,4 +199,5 @@ def save_adapter(
                 getattr(model, "lm_head", None) is None,
                 blocks,
                 system_prompt_of(config),
+                metadata,
             )

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from pyloss.errors import listed, size_text
+from pyloss.errors import size_text
 from pyloss.io.files import user_path
 from pyloss.io.safetensors import read_safetensors
 from pyloss.tuner.adapters.adapter import adapter_modules
+from pyloss.tuner.adapters.base import base_of, not_for, read_base, warn_of_other_base
 from pyloss.tuner.adapters.merging import with_weight
 from pyloss.tuner.adapters.selection import select
 
@@ -39,6 +40,7 @@ def unfreeze_layers(model: Any, num_layers: int = -1, keys: Iterable[str] | None
         raise ValueError(f"{adapters[0]} has an adapter; fuse() or remove_lora_layers() first")
     keys = None if keys is None else list(keys)
     candidates = {name: module for name, module in model.named_modules() if name}
+    base = base_of(model)
     found = select(model, candidates, num_layers, keys, "part of the model")
     chosen = {id(module): module for part in found.values() for module in part.modules()}
     model.freeze()
@@ -62,7 +64,7 @@ def unfreeze_layers(model: Any, num_layers: int = -1, keys: Iterable[str] | None
             "float32)",
             converted,
         )
-    model.adapter_config = full_config(num_layers, keys)
+    model.adapter_config, model.trained_from = full_config(num_layers, keys), base
 
 
 def full_config(num_layers: int, keys: list[str] | None) -> dict[str, Any]:
@@ -86,7 +88,8 @@ def load_full(model: Any, path: str | os.PathLike[str], config: dict[str, Any]) 
     All else is frozen. Raises ValueError listing every name and shape that does not fit, with the
     model left as it was, and FormatError for a file that cannot be read.
     """
-    tensors = read_safetensors(path).tensors
+    file = read_safetensors(path)
+    tensors, base = file.tensors, read_base(path, file.metadata)
     own: dict[str, Any] = {**model.parameters(), **model.stored()}
     problems = [
         f"{name}: has an adapter; fuse() or remove_lora_layers() first"
@@ -97,13 +100,14 @@ def load_full(model: Any, path: str | os.PathLike[str], config: dict[str, Any]) 
             problems.append(f"{name}: the model has no such parameter")
         elif tensor.shape != tuple(own[name].shape):
             problems.append(f"{name}: has shape {tensor.shape}, expected {tuple(own[name].shape)}")
+    folder = user_path(path).parent
     if problems:
-        raise ValueError(
-            f"the adapter in {user_path(path).parent} is not one for this model:{listed(problems)}"
-        )
+        raise ValueError(not_for(model, base, folder, problems))
     if not tensors:
         raise ValueError(f"{path} has no weights")
+    warn_of_other_base(model, base, folder)
     arrays = {name: tensor.array() for name, tensor in tensors.items()}
+    base = base_of(model) if base is None else base
     model.freeze()
     modules = dict(model.named_modules())
     for name in model.stored():
@@ -117,4 +121,4 @@ def load_full(model: Any, path: str | os.PathLike[str], config: dict[str, Any]) 
         owner, _, attribute = name.rpartition(".")
         setattr(modules[owner], attribute, array)
         modules[owner].unfreeze(recurse=False, keys=(attribute,))
-    model.adapter_config = config
+    model.adapter_config, model.trained_from = config, base

@@ -16,6 +16,7 @@ from pyloss.errors import FormatError, listed
 from pyloss.io.files import PathLike, user_path
 from pyloss.io.safetensors import read_safetensors
 from pyloss.models.config.values import Values, real
+from pyloss.tuner.adapters.base import Base, read_base
 from pyloss.tuner.adapters.registry import parts_of
 
 CONFIG_FILE = "adapter_config.json"
@@ -47,6 +48,7 @@ class StoredAdapter:
         config: its configuration in mlx-lm's form.
         bases: copies of base weights, which PEFT adds for an adapted head.
         untied: embeddings whose adapter does not apply to a tied head.
+        base: the base that it was made for; None: its file does not say it.
     """
 
     path: str
@@ -55,6 +57,7 @@ class StoredAdapter:
     config: dict[str, Any]
     bases: dict[str, np.ndarray] = field(default_factory=dict)
     untied: set[str] = field(default_factory=set)
+    base: Base | None = None
 
 
 def adapter_place(path: PathLike) -> tuple[Path, str | None]:
@@ -72,11 +75,16 @@ def adapter_place(path: PathLike) -> tuple[Path, str | None]:
     )
 
 
-def arrays_of(folder: Path, name: str) -> dict[str, np.ndarray]:
-    """The tensors of a file in `folder` as float32 arrays. Raises FileNotFoundError."""
+def arrays_of(folder: Path, name: str) -> tuple[dict[str, np.ndarray], Base | None]:
+    """The tensors of a file in `folder` as float32 arrays, and the base that they were made for.
+
+    Raises FileNotFoundError.
+    """
     if not (folder / name).is_file():
         raise FileNotFoundError(f"no adapter in {folder}: it has no {name}")
-    return {key: tensor.array() for key, tensor in read_safetensors(folder / name).tensors.items()}
+    file = read_safetensors(folder / name)
+    arrays = {key: tensor.array() for key, tensor in file.tensors.items()}
+    return arrays, read_base(folder / name, file.metadata)
 
 
 def grouped(

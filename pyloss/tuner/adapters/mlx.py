@@ -47,10 +47,10 @@ def read_mlx(place: Path, config: dict[str, Any], file: str = MLX_FILE) -> Store
     options = parameters_of(kind).stored_options(source, parameters)
     checked(config, source)
     suffixes = {f".{part}": part for part in parts_of(kind)}
-    arrays = arrays_of(place, file)
+    arrays, base = arrays_of(place, file)
     layers = grouped(place / file, source, kind, arrays, suffixes, experts=True)
     stored = {name: StoredLayer(parts, options) for name, parts in layers.items()}
-    return StoredAdapter(str(place), kind, stored, config)
+    return StoredAdapter(str(place), kind, stored, config, base=base)
 
 
 def write_mlx(
@@ -59,13 +59,14 @@ def write_mlx(
     config: Mapping[str, Any] | None,
     one_rank: bool = False,
     old: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Writes adapters into the folder `place`.
 
     The layout has one scale for all layers: other scales are multiplied into `lora_b`. With
     `one_rank` smaller ranks are padded with zeros, since mlx-lm makes all layers of one rank.
     Without `config` a configuration is made that names all layers. `old` is the configuration in
-    the folder; a user's own keys of it are kept.
+    the folder; a user's own keys of it are kept. `metadata` is that of the file of arrays.
 
     Raises ValueError for adapters of several kinds, and with `one_rank` for kinds that mlx-lm does
     not have, such as DoRA over experts.
@@ -81,7 +82,7 @@ def write_mlx(
     if one_rank:
         rank = _pad_ranks(layers, arrays)
         config = {**config, "lora_parameters": {**config["lora_parameters"], "rank": rank}}
-    write_safetensors(place / MLX_FILE, arrays)
+    write_safetensors(place / MLX_FILE, arrays, metadata)
     write_json(place / CONFIG_FILE, with_own_keys(config, old or {}), sort_keys=True)
 
 

@@ -83,7 +83,7 @@ def read_peft(place: Path, config: dict[str, Any], name: str = PEFT_FILE) -> Sto
     """The adapter in the file `name` of the folder `place`. Raises as `folder.read_adapter`."""
     source, file = place / CONFIG_FILE, place / name
     _refuse_settings(source, config)
-    arrays = arrays_of(place, name)
+    arrays, base = arrays_of(place, name)
     if other := [name for name in arrays if not name.startswith(_PREFIX)]:
         raise FormatError(file, other[0], f"expected names that begin with {_PREFIX}")
     stripped = {name[len(_PREFIX) :]: array for name, array in arrays.items()}
@@ -142,7 +142,8 @@ def read_peft(place: Path, config: dict[str, Any], name: str = PEFT_FILE) -> Sto
         keys=tuple(sorted(layers)),
     )
     made = mlx_config(kind, parameters) | checked(config, source)
-    return StoredAdapter(str(place), kind, layers, made, bases, set() if tied else embeddings)
+    untied = set() if tied else embeddings
+    return StoredAdapter(str(place), kind, layers, made, bases, untied, base)
 
 
 def _layer(arrays: dict[str, np.ndarray], scale: float, dropout: float) -> StoredLayer:
@@ -221,11 +222,13 @@ def write_peft(
     tied: bool,
     blocks: Collection[str] = (),
     system_prompt: str | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Writes adapters into the folder `place`.
 
     `tied` says that the model's head is its embedding. `blocks` are the names of its experts, such
     as "model.layers.0.mlp.switch_mlp". The system prompt is a key of pyloss, which PEFT ignores.
+    `metadata` is further metadata of the file of arrays.
 
     Raises ValueError for adapters that the layout cannot express.
     """
@@ -293,7 +296,7 @@ def write_peft(
         config[KEY] = system_prompt
     if embeddings and tied:
         config["ensure_weight_tying"] = True
-    write_safetensors(place / PEFT_FILE, arrays, {"format": "pt"})
+    write_safetensors(place / PEFT_FILE, arrays, {"format": "pt", **(metadata or {})})
     write_json(place / CONFIG_FILE, config, sort_keys=True)
 
 

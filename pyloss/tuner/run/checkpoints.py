@@ -92,6 +92,8 @@ class Checkpoint:
         settings: settings that a resumed run should keep, see `TrainingRun.settings`.
         base: fingerprint of the frozen weights, see `fingerprint.py`; None in states of earlier
             versions.
+        made_for: what is known of the base (`adapters.base.Base`), as a mapping; None in states of
+            earlier versions, and for models of a user's own.
     """
 
     progress: Progress
@@ -104,6 +106,7 @@ class Checkpoint:
     batches: Any = None
     settings: dict[str, Any] | None = None
     base: str | None = None
+    made_for: dict[str, Any] | None = None
 
 
 def _pack(value: Any, path: str, tensors: Arrays) -> Any:
@@ -200,10 +203,16 @@ def _checkpoint(tree: Any) -> Checkpoint:
         or not {"progress", "model", "optimizer", "optimizer_name"} <= set(tree) <= known
     ):
         raise ValueError(f"its parts are not {', '.join(sorted(known))}")
-    kinds = {"optimizer": dict, "optimizer_name": str, "settings": dict, "base": str}
+    kinds = {
+        "optimizer": dict,
+        "optimizer_name": str,
+        "settings": dict,
+        "base": str,
+        "made_for": dict,
+    }
     for name, kind in kinds.items():
         if not isinstance(tree.get(name), kind) and (
-            tree.get(name) is not None or name not in ("settings", "base")
+            tree.get(name) is not None or name not in ("settings", "base", "made_for")
         ):
             raise TypeError(
                 f"{name} is {shown(tree.get(name))}; it must be "

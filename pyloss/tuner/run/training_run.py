@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from pyloss.runtime.device import on_device_of
 from pyloss.runtime.memory import peak_memory
 from pyloss.runtime.precision import get_matmul_precision
 from pyloss.tuner.adapters.adapter import fixed_arrays, storable_arrays
+from pyloss.tuner.adapters.base import base_from, base_of
 from pyloss.tuner.callbacks import TrainingCallback
 from pyloss.tuner.data.batching import NoTargets, iterate_batches
 from pyloss.tuner.data.dataset_classes import CacheDataset
@@ -48,6 +50,11 @@ from pyloss.tuner.run.own_optimizer import WrappedOptimizer, optimizer_name, own
 from pyloss.tuner.run.plan import describe_plan
 from pyloss.tuner.run.run_folder import BEST_FILE, STATE_FILE, numbered, prepare_folder
 from pyloss.tuner.run.stored import VALIDATION_KEY, metadata_of
+
+OTHER_BASE = (
+    "the run to resume was over another base model: {}: {}; give the model that it began with, or "
+    "start a new run from its adapter (--resume-adapter-file)"
+)
 
 
 class TrainingRun:
@@ -108,6 +115,7 @@ class TrainingRun:
         )
         self.folder = None if self.file is None else self.file.parent
         self.base: str | None = None
+        self.made_for = base_of(model)
         self.progress = Progress()
         self.accumulated: dict[str, np.ndarray] = {}
         self.best: dict[str, np.ndarray] = {}
@@ -239,14 +247,14 @@ class TrainingRun:
             raise ValueError(
                 f"the run to resume was trained with {saved.optimizer_name}, not with {name}"
             )
+        was = None if saved.made_for is None else base_from(file, saved.made_for)
+        differs = was and self.made_for and was.difference(self.made_for)
+        if differs:
+            raise ValueError(OTHER_BASE.format(f"{was}, and this one is {self.made_for}", differs))
         checkpoints.check_arrays(self.parameters | self.fixed, saved.model, "the run to resume")
         if saved.base is not None and self.base is not None and saved.base != self.base:
-            raise ValueError(
-                "the run to resume was over another base model: its weights are not those of "
-                "this one, though the shapes agree; "
-                "give the model that it began with, or start a new run from its adapter "
-                "(--resume-adapter-file)"
-            )
+            what = "its weights are not those of this one"
+            raise ValueError(OTHER_BASE.format(what, "the shapes agree"))
         try:
             checkpoints.check_arrays(
                 self.parameters if saved.best else {}, saved.best, f"{file}: best"
@@ -552,7 +560,9 @@ class TrainingRun:
                     if self.folder is not None:
                         told = json.dumps({"iteration": p.iteration, "val_loss": value})
                         write_safetensors(
-                            self.folder / BEST_FILE, self.on_disk(self.best), {VALIDATION_KEY: told}
+                            self.folder / BEST_FILE,
+                            self.on_disk(self.best),
+                            {VALIDATION_KEY: told, **self.of_base()},
                         )
             else:
                 p.not_improved += 1
@@ -589,6 +599,7 @@ class TrainingRun:
             batches,
             self.settings(),
             self.base,
+            None if self.made_for is None else asdict(self.made_for),
         )
         with uninterrupted():
             checkpoints.save_checkpoint(path, checkpoint)
@@ -617,10 +628,13 @@ class TrainingRun:
         """The metadata of the adapter at `iteration`, this one or the best one."""
         p = self.progress
         if iteration != p.iteration:
-            return metadata_of(iteration, val_loss=p.best_loss)
-        return metadata_of(
-            iteration, p.train_loss, p.val_loss if p.validated_at == iteration else None
-        )
+            return metadata_of(iteration, val_loss=p.best_loss) | self.of_base()
+        val_loss = p.val_loss if p.validated_at == iteration else None
+        return metadata_of(iteration, p.train_loss, val_loss) | self.of_base()
+
+    def of_base(self) -> dict[str, str]:
+        """The metadata that say what the adapter is made for."""
+        return {} if self.made_for is None else self.made_for.metadata()
 
     def save_adapter(self, iteration: int | None = None) -> None:
         """Save the parameters, which are those of `iteration`; None: the current one."""

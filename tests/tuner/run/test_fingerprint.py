@@ -1,5 +1,7 @@
 """The fingerprint of a base does not depend on its place, but on its weights."""
 
+import re
+
 import numpy as np
 import pytest
 import tiny
@@ -64,19 +66,28 @@ def test_one_matrix_or_norm_that_differs_is_noticed(tmp_path, where):
     assert of(model) != before
 
 
-def test_a_run_is_not_resumed_over_another_base(tmp_path):
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (slice(None), "m (llama, 3 layers of 32), and this one is other"),
+        (slice(0, 1), "its weights are not those of this one: the shapes agree"),
+    ],
+    ids=["all", "one row"],
+)
+def test_a_run_is_not_resumed_over_another_base(tmp_path, changed, message):
     tiny.load_tiny(tmp_path / "m")
     model = adapted(tmp_path / "m")
     train(model, optim.AdamW(0.01), DATA, None, settings(tmp_path / "a", 2))
     other = pyloss.load_model(tmp_path / "m")
     layer = other.layers[0].mlp.down_proj  # a layer without an adapter
-    other.set_module("model.layers.0.mlp.down_proj", type(layer).from_weight(pyloss.Weight.quantize(
-        1.01 * (layer.weight if isinstance(layer.weight, np.ndarray) else layer.weight.dequantize()), "f32")).freeze())  # fmt: skip
+    values = np.array(layer.weight.dequantize())
+    values[changed] *= 1.01
+    stored = type(layer).from_weight(pyloss.Weight.quantize(values, "f32"))
+    other.set_module("model.layers.0.mlp.down_proj", stored.freeze())
     other.save(tmp_path / "other")
     before = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
-    with pytest.raises(
-        ValueError, match=r"over another base model: its weights are not.*--resume-adapter-file"
-    ):
+    expected = re.escape(f"over another base model: {message}") + ".*--resume-adapter-file"
+    with pytest.raises(ValueError, match=expected):
         train(
             adapted(tmp_path / "other"),
             optim.AdamW(0.01),
