@@ -213,7 +213,7 @@ def test_safetensors_of_any_strides_and_types(tmp_path):
 def test_safetensors_with_the_same_content_are_the_same_file(tmp_path):
     """The library writes the keys of metadata in any order."""
     metadata = {"é\n": 'a "quoted" \u2028 \x7f', "base": "b", "checkpoint": "{}", "z": "/"}
-    tensors = {"b": np.arange(3.0), "a": np.ones(2, np.float32)}
+    tensors = {"b": np.arange(3, dtype=np.float32), "a": np.ones(2, np.float32)}
     found = set()
     for i in range(8):
         files.write_safetensors(tmp_path / f"{i}", tensors, metadata)
