@@ -154,13 +154,13 @@ def _whole(
     refuse_model(model, tokenizer)
     ways = GGUF_WAYS.format({"q8_0": "f16", "f16": "f32", "bf16": "f32"}.get(type or "", "q8_0"))
     with _fused(model, dequantize or type is not None, ways, gguf_type=type):
-        yield _importance(model, tokenizer, importance_data)
+        yield column_importance_of(model, tokenizer, importance_data)
 
 
-def _importance(
+def column_importance_of(
     model: Model, tokenizer: Tokenizer, source: str | os.PathLike[str] | None
 ) -> dict[str, np.ndarray] | None:
-    """The importance of columns by the text of a file."""
+    """The importance of columns by the text of a file; None without one."""
     if source is None:
         return None
     from types import SimpleNamespace

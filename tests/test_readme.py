@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import json
 import os
 import re
 import shlex
@@ -82,7 +83,7 @@ def commands(text):
     lines = [
         m[1]
         for m in re.finditer(
-            r"^ *(?:echo .*\| *)?pyloss ((?:train|data|distill|checkpoints|report|eval|generate|chat|fuse|export|convert|prune|bench|info)\b.*)",
+            r"^ *(?:echo .*\| *)?pyloss ((?:train|data|distill|checkpoints|report|eval|generate|chat|fuse|export|convert|quantize|prune|bench|info)\b.*)",
             text,
             re.M,
         )
@@ -90,7 +91,7 @@ def commands(text):
     lines += [
         m[1]
         for m in re.finditer(
-            r"`pyloss ((?:train|data|distill|checkpoints|report|eval|generate|chat|fuse|export|convert|prune|bench|info) [^`]*--model [^`]*)`",
+            r"`pyloss ((?:train|data|distill|checkpoints|report|eval|generate|chat|fuse|export|convert|quantize|prune|bench|info) [^`]*--model [^`]*)`",
             text,
         )
     ]
@@ -221,7 +222,11 @@ def test_commands_on_the_readers_own_files_run(tmp_path, monkeypatch):
         "pyloss fuse --help",
         "pyloss export --help",
         "pyloss convert --help",
+        "docs/quantizing.md",
+        "pyloss quantize --help",
     ]
+    texts = [{"text": f"the {i} hens lay {i + 3} eggs in a week"} for i in range(40)]
+    Path("texts.jsonl").write_text("\n".join(map(json.dumps, texts)), encoding="utf-8")
     for line in (line for place in places for line in SHOWN[place]):
         given = line if "--model" in line else [*line, "--model", "base_folder"]
         flags = vars(build_parser().parse_args(given))

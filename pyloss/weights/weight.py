@@ -159,7 +159,7 @@ class Weight:
         step = max(1, _CHUNK // max(1, shape[1]))
         for start in range(0, shape[0], step):
             chunk = np.ascontiguousarray(array[start : start + step], dtype=np.float32)
-            where = _stored_rows(np.arange(start, start + len(chunk)), head_dim)
+            where = stored_rows(np.arange(start, start + len(chunk)), head_dim)
             rows[where] = encode(chunk, format, importance)
         return cls(rows.reshape(-1), format, shape, head_dim)
 
@@ -291,7 +291,7 @@ class Weight:
         step = max(1, _CHUNK // max(1, self.shape[1]))
         places = slice(None) if self.columns is None else self.columns
         for start in range(0, flat.size, step):
-            where = _stored_rows(flat[start : start + step], self.head_dim)
+            where = stored_rows(flat[start : start + step], self.head_dim)
             # a damaged file's infinite scale makes NaN, quietly as in the kernels
             with np.errstate(invalid="ignore"):
                 if self.groups is None:
@@ -335,11 +335,11 @@ def _check_shape(format: str, shape: tuple[int, ...], head_dim: int) -> tuple[in
 
 def _in_stored_order(array: Array, head_dim: int) -> Array:
     """Rows in Hugging Face order, put into the file's order, float32."""
-    order = np.argsort(_stored_rows(np.arange(len(array)), head_dim)) if head_dim else slice(None)
+    order = np.argsort(stored_rows(np.arange(len(array)), head_dim)) if head_dim else slice(None)
     return np.ascontiguousarray(array[order], dtype=np.float32)
 
 
-def _stored_rows(rows: Array, head_dim: int) -> Array:
+def stored_rows(rows: Array, head_dim: int) -> Array:
     """The places in the file of rows in Hugging Face order."""
     if not head_dim:
         return rows

@@ -12,6 +12,7 @@ from pyloss.cli.commands.evaluating import evaluate
 from pyloss.cli.commands.generating import generate
 from pyloss.cli.commands.inspecting import data
 from pyloss.cli.commands.measuring import bench, info
+from pyloss.cli.commands.quantizing import quantize
 from pyloss.cli.commands.reporting import report
 from pyloss.cli.commands.shared import Flags
 from pyloss.cli.commands.training import train
@@ -28,6 +29,7 @@ COMMANDS: dict[str, Callable[[Flags], int]] = {
     "fuse": fuse,
     "export": export,
     "convert": convert,
+    "quantize": quantize,
     "prune": prune,
     "bench": bench,
     "info": info,

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from pyloss import exporting, models
 from pyloss.checks.numbers import whole
-from pyloss.cli.commands.shared import Flags, flag_text, say_system_prompt
+from pyloss.cli.commands.shared import Flags, flag_text, refuse_source, say_system_prompt
 from pyloss.io.console import say
 from pyloss.io.files import check_target, user_path
-from pyloss.models.files.gguf_writer import is_part_of
 from pyloss.tuner.run.run_folder import portable
-from pyloss.tuner.run.stored import checkpoint_file
 
 
 def fuse(flags: Flags) -> int:
@@ -27,7 +25,7 @@ def fuse(flags: Flags) -> int:
             )
     folder = user_path(flags["save_path"])
     check_target(folder, folder=True)
-    _refuse_source("save_path", flags)
+    refuse_source("save_path", flags)
     path = folder / user_path(flags["gguf_path"])
     if flags["export_gguf"]:
         exporting.check_request(path, "gguf", type="f16")
@@ -67,7 +65,7 @@ def export(flags: Flags) -> int:
     )
     options = {key: flags[key] for key in names}
     exporting.check_request(output, to, **options)
-    _refuse_source("output", flags)
+    refuse_source("output", flags)
     model, tokenizer = models.load(flags["model"], adapter_path=adapter)
     # The adapter's configuration names no path of this machine, unless --name does.
     name = flags["name"] or (portable(flags["model"], "model") if to == "peft" else None)
@@ -104,7 +102,7 @@ def convert(flags: Flags) -> int:
     if kind is not None and flags["dequantize"]:
         raise ValueError("choose either --quantize or --dequantize")
     check_target(flags["output"], folder=True)
-    _refuse_source("output", flags)
+    refuse_source("output", flags)
     model, tokenizer = models.load(flags["model"])
     if kind is not None:
         name = kind or f"q{bits or 4}"
@@ -134,7 +132,7 @@ def prune(flags: Flags) -> int:
     flags["model"] = flags.pop("source") or flags["model"]
     listed = None if flags["layers"] is None else pruning.parse_layers(flags["layers"])
     check_target(flags["output"], folder=True)
-    _refuse_source("output", flags)
+    refuse_source("output", flags)
     model, tokenizer = models.load(flags["model"])
     count = len(model.layers)
     layers = pruning.even_layers(count, flags["keep"]) if listed is None else listed
@@ -143,20 +141,3 @@ def prune(flags: Flags) -> int:
     kept = ", ".join(map(str, layers))
     say(f"kept layers {kept} of {count}; saved the model to {flags['output']}")
     return 0
-
-
-def _refuse_source(name: str, flags: Flags) -> None:
-    """Raises ValueError if the flag `name` would overwrite the model or the adapter."""
-    target = user_path(flags[name]).resolve()
-    for what, source in (("model", flags["model"]), ("adapter", flags.get("adapter_path"))):
-        place = None if source is None else user_path(source).resolve()
-        if what == "adapter" and source is not None and (file := checkpoint_file(source)):
-            place = file.resolve()
-        # A file of an adapter stands for its folder.
-        if place is not None and (
-            target in {place, *([place.parent] if what == "adapter" and place.is_file() else [])}
-            or (flags.get("split_max_size") and is_part_of(place, target))
-        ):
-            raise ValueError(
-                f"{flag_text(name)} {flags[name]} is the {what} itself: give another place"
-            )

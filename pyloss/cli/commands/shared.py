@@ -6,7 +6,10 @@ from typing import Any
 
 import pyloss
 from pyloss.io.console import say
+from pyloss.io.files import user_path
+from pyloss.models.files.gguf_writer import is_part_of
 from pyloss.tuner.data.system_prompt import system_prompt_of
+from pyloss.tuner.run.stored import checkpoint_file
 
 Flags = dict[str, Any]
 
@@ -29,3 +32,20 @@ def say_system_prompt(model: Any) -> None:
             "the adapter was trained with this system prompt, "
             f"which has to be given to the model: {prompt}"
         )
+
+
+def refuse_source(name: str, flags: Flags) -> None:
+    """Raises ValueError if the flag `name` would overwrite the model or the adapter."""
+    target = user_path(flags[name]).resolve()
+    for what, source in (("model", flags["model"]), ("adapter", flags.get("adapter_path"))):
+        place = None if source is None else user_path(source).resolve()
+        if what == "adapter" and source is not None and (file := checkpoint_file(source)):
+            place = file.resolve()
+        # A file of an adapter stands for its folder.
+        if place is not None and (
+            target in {place, *([place.parent] if what == "adapter" and place.is_file() else [])}
+            or (flags.get("split_max_size") and is_part_of(place, target))
+        ):
+            raise ValueError(
+                f"{flag_text(name)} {flags[name]} is the {what} itself: give another place"
+            )

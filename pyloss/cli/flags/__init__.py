@@ -16,6 +16,7 @@ from pyloss.cli.flags.evaluating import eval_parser
 from pyloss.cli.flags.generating import chat_parser, generate_parser
 from pyloss.cli.flags.inspecting import data_parser
 from pyloss.cli.flags.measuring import bench_parser, info_parser
+from pyloss.cli.flags.quantizing import quantize_parser
 from pyloss.cli.flags.reporting import report_parser
 from pyloss.cli.flags.training import train_parser
 from pyloss.cli.parser import Parser
@@ -48,6 +49,7 @@ def build_parser(prog: str = "pyloss") -> argparse.ArgumentParser:
     fuse_parser(commands)
     export_parser(commands)
     convert_parser(commands)
+    quantize_parser(commands)
     prune_parser(commands)
     bench_parser(commands)
     info_parser(commands)

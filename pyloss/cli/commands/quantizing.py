@@ -1,0 +1,62 @@
+"""`pyloss quantize`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pyloss.cli.commands.shared import Flags, flag_text, refuse_source
+from pyloss.io.console import out, say
+
+if TYPE_CHECKING:
+    from pyloss.distillation.quantized import Tuned
+
+_TUNING = (
+    "iters", "learning_rate", "batch_size", "max_seq_length", "val_batches", "seed",
+    "grad_checkpoint",
+)  # fmt: skip
+_DATA = ("valid_split", "map")
+
+
+def quantize(flags: Flags) -> int:
+    """`pyloss quantize`: writes a quantized copy of a model, tuned with --tune."""
+    from pyloss import quantizing
+
+    flags["model"] = flags.pop("source") or flags["model"]
+    data = flags["tune_data"]
+    given = [name for name in ("tune_data", *_TUNING, *_DATA) if flags[name] is not None]
+    if flags["tune"] and data is None:
+        raise ValueError("--tune needs text: give --tune-data, a file, folder or dataset")
+    if given and not flags["tune"]:
+        raise ValueError(f"{', '.join(map(flag_text, given))} belongs to --tune")
+    refuse_source("output", flags)
+    names = ("group_size", "dtype", "importance_data")
+    try:
+        found = quantizing.quantize(
+            flags["model"],
+            flags["output"],
+            flags["to"],
+            **{name: flags[name] for name in names},
+            tune_data=data,
+            tuning={name: flags[name] for name in _TUNING if flags[name] is not None},
+            data_options={name: flags[name] for name in _DATA if flags[name] is not None},
+            overwrite=flags["overwrite"],
+            step=say,
+        )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("interrupted: nothing is written") from None
+    if found is not None:
+        _report(found, flags["to"])
+    say(f"saved the model to {flags['output']}")
+    return 0
+
+
+def _report(found: Tuned, to: str) -> None:
+    """Prints the qualities as a table."""
+    rows = [("", "KL from original", "perplexity"), ("original", "", f"{found.original:.3f}")]
+    for name, quality in ((to, found.before), (f"{to}, tuned", found.after)):
+        rows.append((name, f"{quality.divergence:.4f}", f"{quality.perplexity:.3f}"))
+    width = max(len(row[0]) for row in rows)
+    for name, divergence, perplexity in rows:
+        out(f"{name:{width}}  {divergence:>16}  {perplexity:>10}")
+    if not found.kept:
+        say("tuning brought the model no nearer to its original: it is written untuned", True)
