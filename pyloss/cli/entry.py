@@ -6,12 +6,14 @@ import errno
 import logging
 import os
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from pyloss.cli import invocation
 from pyloss.cli.flags import build_parser
 from pyloss.errors import DeviceError, cut
 from pyloss.io import console
@@ -89,6 +91,7 @@ def _run(argv: Sequence[str] | None, prog: str) -> int:
         if "_ARGCOMPLETE" in os.environ:  # a shell asks for the words that may follow
             _complete(parser)
         arguments = vars(parser.parse_args(argv))
+        invocation.remember(sys.argv[1:] if argv is None else argv)
         command = arguments.pop("command")
         both = [bool(arguments.pop(f"messages_{name}")) for name in ("quiet", "verbose")]
         if all(both):

@@ -116,6 +116,17 @@ def model_flags(
         add("--adapter-path", default=adapter_path, help=adapter)
 
 
+def push_flags(add: Callable[..., Any], *more: str) -> None:
+    """Adds --push, also under the names `more`, and --private."""
+    add(
+        "--push",
+        *more,
+        metavar="OWNER/NAME",
+        help="also upload the folder to this repository of the hub, which is made if it is missing",
+    )
+    add("--private", action="store_true", help="with --push: make the repository a private one")
+
+
 #: The help of --overwrite.
 OVERWRITE = "replace earlier files; without it they move to a folder previous-N"
 

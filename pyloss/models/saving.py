@@ -135,6 +135,11 @@ def save_model(
             tokenizer.save(folder)
 
 
+def model_patterns() -> tuple[str, ...]:
+    """Patterns of the files of a model's folder, those of the tokenizer included."""
+    return _MODEL_FILES + _TOKENIZER_FILES
+
+
 def _write_tensors(
     folder: Path, tensors: Mapping[str, np.ndarray], metadata: dict[str, str], most: int | None
 ) -> None:

@@ -63,9 +63,6 @@ def world(monkeypatch, tmp_path):
         lambda model, dtype: model.calls.append(("dequantize", dtype)),
     )
     monkeypatch.setattr(sys.modules["pyloss.generation"], "stream_generate", stream_generate)
-    monkeypatch.setattr(
-        "pyloss.models.files.gguf_writer.refuse_model", lambda model, tokenizer: None
-    )
     monkeypatch.setattr("pyloss.exporting.becomes_floats", lambda model: False)
     monkeypatch.setattr(pyloss.models, "load", load)
     monkeypatch.setattr("pyloss.loading.load_tokenizer", lambda path: Tokenizer())

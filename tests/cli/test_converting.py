@@ -15,7 +15,9 @@ def test_fuse_writes_the_model(world, capsys):
         ("dequantize", "float32"),
         ("save", Path("out")),
     ]
-    fails(capsys, ["fuse", "--upload-repo", "me/mine"], "--upload-repo is not available")
+    assert Path("out/README.md").read_text().startswith("---\n")
+    alone = "--gguf-path names the file of --export-gguf, which is not given"
+    fails(capsys, ["fuse", "--save-path", "out", "--gguf-path", "m.gguf"], alone)
 
 
 def test_fuse_writes_gguf_too_and_says_what_it_lost(world, monkeypatch, capsys):
@@ -26,8 +28,13 @@ def test_fuse_writes_gguf_too_and_says_what_it_lost(world, monkeypatch, capsys):
     assert main(["fuse", "--save-path", "out", "--export-gguf"]) == 0
     assert "keeps 95.0% of the adapter, 90.0% at worst (a)" in capsys.readouterr().err
     assert main(["fuse", "--save-path", "out", "--export-gguf", "--gguf-path", "m.gguf"]) == 0
-    assert [str(path) for path, *_ in seen] == ["out/ggml-model-f16.gguf", "out/m.gguf"]
-    assert {(to, options["type"]) for _, to, options in seen} == {("gguf", "f16")}
+    assert main(["fuse", "--save-path", "out", "--export-gguf", "q4_k_m"]) == 0
+    assert [(str(path), options["type"]) for path, _, options in seen] == [
+        ("out/ggml-model-f16.gguf", "f16"),
+        ("out/m.gguf", "f16"),
+        ("out/ggml-model-q4_k_m.gguf", "q4_k_m"),
+    ]
+    fails(capsys, ["fuse", "--export-gguf", "q9"], "type must be one of f32, f16", "got 'q9'")
     assert world.model.calls == [("fuse", False), ("save", Path("out"))]
 
 

@@ -49,7 +49,9 @@ def test_without_tuning_it_writes_what_convert_and_export_write(tmp_path):
     assert main(["quantize", "base", "--to", "q4", *group, "--output", str(tmp_path / "a")]) == 0
     converted = ["convert", "--model", "base", "-q", "q4", *group, "--output", str(tmp_path / "b")]
     assert main(converted) == 0
-    assert files(tmp_path / "a") == files(tmp_path / "b")
+    quantized = files(tmp_path / "a")
+    assert b"quantized (q4)" in quantized.pop("README.md")
+    assert quantized == files(tmp_path / "b")
     model = ["--model", "base"]
     assert main(["quantize", *model, "--to", "q5_1", "--output", str(tmp_path / "c.gguf")]) == 0
     exported = ["export", *model, "--to", "gguf", "--type", "q5_1"]

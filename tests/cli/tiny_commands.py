@@ -1,5 +1,7 @@
 """For tests of commands: a tiny model, a command line that trains it, a check of errors."""
 
+from pathlib import Path
+
 from fake import FakeTokenizer
 from tiny_training import Tiny
 
@@ -20,8 +22,13 @@ class Model(Tiny):
         self.layers = [None] * 20
         self.calls = []
 
+    def named_modules(self):
+        return []
+
     def save(self, path, tokenizer, overwrite=False):
         self.calls.append(("save", path) + ("overwrite",) * overwrite)
+        Path(path).mkdir(exist_ok=True)
+        (Path(path) / "config.json").write_text("{}")
 
 
 TRAIN = ["train", "--data", "data", "--iters", "4", "--batch-size", "2", "--learning-rate", "0.01"]

@@ -1,5 +1,9 @@
-"""A server that stands in for the Hugging Face hub: repositories that are folders here."""
+"""A server that stands in for the Hugging Face hub: repositories that are folders here.
 
+Uploads need the token TOKEN, and change the folders when they are committed.
+"""
+
+import base64
 import hashlib
 import json
 import os
@@ -11,6 +15,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+TOKEN = "hf_thetokenthatmaywrite"
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -53,8 +58,82 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(200, json.dumps(found).encode(), whole)
         if file and (place := self.server.root / file[1] / file[2]).is_file():
             return self._send(200, place.read_bytes(), whole)
-        headers = {"X-Error-Code": "EntryNotFound" if file else "RepoNotFound"}
+        inside = re.fullmatch(r"/api/models/([\w.-]+/[\w.-]+)/tree/\w+/.+", path)
+        there = file or (inside and (self.server.root / inside[1]).is_dir())
+        headers = {"X-Error-Code": "EntryNotFound" if there else "RepoNotFound"}
         return self._send(404, b"{}", whole, headers)
+
+    def do_POST(self):
+        path = self.path.partition("?")[0]
+        self.server.asked.append((self.command, path))
+        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+        if self.headers["Authorization"] != f"Bearer {TOKEN}":
+            return self._send(401, b'{"error": "Invalid credentials"}', True)
+        if path == "/api/validate-yaml":
+            return self._send(200, b'{"errors": [], "warnings": []}', True)
+        if path == "/api/repos/create":
+            given = json.loads(body)
+            name = (
+                given["name"]
+                if "/" in given["name"]
+                else f"{given['organization']}/{given['name']}"
+            )
+            if name.startswith("others/"):
+                return self._send(403, b'{"error": "You may not write to others"}', True)
+            place = self.server.root / name
+            found = json.dumps({"url": f"{self._origin()}/{name}", "name": name}).encode()
+            if place.is_dir():
+                return self._send(409, found, True)
+            place.mkdir(parents=True)
+            # the key depends on the library's version
+            self.server.private[name] = given.get("private") or given.get("visibility") == "private"
+            return self._send(200, found, True)
+        if match := re.fullmatch(r"/api/models/([\w.-]+/[\w.-]+)/preupload/main", path):
+            # As on the hub, files of text are parts of the commit, others are objects of their own.
+            files = [
+                {
+                    "path": file["path"],
+                    "uploadMode": "lfs" if file["path"].endswith(".safetensors") else "regular",
+                    "shouldIgnore": False,
+                }
+                for file in json.loads(body)["files"]
+            ]
+            return self._send(200, json.dumps({"files": files}).encode(), True)
+        if path.endswith(".git/info/lfs/objects/batch"):
+            objects = [
+                {**each, "actions": {"upload": {"href": f"{self._origin()}/lfs/{each['oid']}"}}}
+                for each in json.loads(body)["objects"]
+            ]
+            found = {"transfer": "basic", "objects": objects}
+            return self._send(200, json.dumps(found).encode(), True)
+        if match := re.fullmatch(r"/api/models/([\w.-]+/[\w.-]+)/commit/main", path):
+            self._commit(self.server.root / match[1], map(json.loads, body.splitlines()))
+            found = {
+                "commitUrl": f"{self._origin()}/{match[1]}/commit/{COMMIT}",
+                "commitOid": COMMIT,
+            }
+            return self._send(200, json.dumps(found).encode(), True)
+        return self._send(404, b"{}", True)
+
+    def do_PUT(self):
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        oid = self.path.rpartition("/")[2]
+        assert hashlib.sha256(content).hexdigest() == oid
+        self.server.objects[oid] = content
+        self._send(200, b"", True)
+
+    def _origin(self):
+        return f"http://127.0.0.1:{self.server.server_port}"
+
+    def _commit(self, folder, operations):
+        for operation in operations:
+            value = operation["value"]
+            if operation["key"] == "file":
+                (folder / value["path"]).write_bytes(base64.b64decode(value["content"]))
+            elif operation["key"] == "lfsFile":
+                (folder / value["path"]).write_bytes(self.server.objects[value["oid"]])
+            elif operation["key"] == "deletedFile":
+                (folder / value["path"]).unlink()
 
     def _send(self, status, content, whole, headers=None):
         first = 0
@@ -77,6 +156,7 @@ def hub(root):
     """Serves the repositories in `root`, root/owner/name; gives the server."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     server.root, server.asked = root, []
+    server.private, server.objects = {}, {}
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from pyloss import exporting, models
 from pyloss.checks.numbers import whole
 from pyloss.cli.commands.shared import Flags, flag_text, refuse_source, say_system_prompt
+from pyloss.cli.publishing import check_publishing, publish
 from pyloss.io.console import say
 from pyloss.io.files import check_target, user_path
 from pyloss.tuner.run.run_folder import portable
@@ -13,27 +17,31 @@ from pyloss.tuner.run.run_folder import portable
 def fuse(flags: Flags) -> int:
     """`pyloss fuse`: merges an adapter into its model and writes that."""
     from pyloss.models import conversion
-    from pyloss.models.files.gguf_writer import refuse_model
     from pyloss.models.fusing import mean_kept
+    from pyloss.tuner.adapters.adapter import adapter_modules
     from pyloss.tuner.utils import fuse_adapters
 
-    for name in ("upload_repo", "hf_path"):
-        if flags[name]:
-            raise ValueError(
-                f"{flag_text(name)} is not available: nothing is uploaded; "
-                "--save-path writes a folder"
-            )
+    check_publishing(flags)
     folder = user_path(flags["save_path"])
     check_target(folder, folder=True)
     refuse_source("save_path", flags)
-    path = folder / user_path(flags["gguf_path"])
-    if flags["export_gguf"]:
-        exporting.check_request(path, "gguf", type="f16")
+    kind = flags["export_gguf"]
+    path = folder / user_path(flags["gguf_path"] or f"ggml-model-{kind}.gguf")
+    if kind:
+        exporting.check_request(path, "gguf", type=kind)
+    elif flags["gguf_path"]:
+        raise ValueError("--gguf-path names the file of --export-gguf, which is not given")
     model, tokenizer = models.load(flags["model"], adapter_path=flags["adapter_path"])
-    if flags["export_gguf"]:
-        refuse_model(model, tokenizer)
+    adapters = adapter_modules(model) if kind else {}
     ways = "--dequantize, or `pyloss export --to mlx`, the adapter beside its base"
     kept = fuse_adapters(model, flags["dequantize"] or exporting.becomes_floats(model), ways)
+    if kind:
+        # With the adapter, so that a type that would lose it is refused before anything is written.
+        fused = {name: each for name, each in model.named_modules() if name in adapters}
+        _put(model, adapters)
+        exporting.export(model, path, "gguf", tokenizer, type=kind, overwrite=flags["overwrite"])
+        say(f"saved the fused model to {path}")
+        _put(model, fused)
     if kept and min(kept.values()) < 1:
         least = min(kept, key=kept.__getitem__)
         say(
@@ -45,10 +53,13 @@ def fuse(flags: Flags) -> int:
     model.save(folder, tokenizer, overwrite=flags["overwrite"])
     say(f"saved the fused model to {folder}")
     say_system_prompt(model)
-    if flags["export_gguf"]:
-        exporting.export(model, path, "gguf", tokenizer, type="f16", overwrite=flags["overwrite"])
-        say(f"saved the fused model to {path}")
+    publish(flags, folder, base=flags["hf_path"], adapter=flags["adapter_path"])
     return 0
+
+
+def _put(model: Any, modules: Mapping[str, Any]) -> None:
+    for name, module in modules.items():
+        model.set_module(name, module)
 
 
 def export(flags: Flags) -> int:
@@ -64,6 +75,9 @@ def export(flags: Flags) -> int:
         *("dtype", "shard_size"),
     )
     options = {key: flags[key] for key in names}
+    if flags["push"] is not None and to != "hf":
+        raise ValueError(f"--push uploads what --to hf writes, and --to is {to}")
+    check_publishing(flags)
     exporting.check_request(output, to, **options)
     refuse_source("output", flags)
     model, tokenizer = models.load(flags["model"], adapter_path=adapter)
@@ -78,6 +92,8 @@ def export(flags: Flags) -> int:
         say(f"next: ollama create {name} -f {user_path(output) / 'Modelfile'}")
     if to in ("gguf", "hf"):
         say_system_prompt(model)
+    if to == "hf":
+        publish(flags, user_path(output), adapter=adapter)
     return 0
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pyloss.cli.commands.shared import Flags, flag_text, refuse_source
+from pyloss.cli.publishing import check_publishing, publish
 from pyloss.io.console import out, say
+from pyloss.io.files import user_path
 
 if TYPE_CHECKING:
     from pyloss.distillation.quantized import Tuned
@@ -29,6 +31,9 @@ def quantize(flags: Flags) -> int:
     if given and not flags["tune"]:
         raise ValueError(f"{', '.join(map(flag_text, given))} belongs to --tune")
     refuse_source("output", flags)
+    if flags["push"] is not None and flags["to"] in quantizing.FILES:
+        raise ValueError(f"--push uploads folders, and --to {flags['to']} writes a file")
+    check_publishing(flags)
     names = ("group_size", "dtype", "importance_data")
     try:
         found = quantizing.quantize(
@@ -44,17 +49,25 @@ def quantize(flags: Flags) -> int:
         )
     except KeyboardInterrupt:
         raise KeyboardInterrupt("interrupted: nothing is written") from None
+    rows = [] if found is None else _qualities(found, flags["to"])
     if found is not None:
-        _report(found, flags["to"])
+        _report(found, rows)
     say(f"saved the model to {flags['output']}")
+    if flags["to"] in quantizing.FOLDERS:
+        publish(flags, user_path(flags["output"]), measured=rows)
     return 0
 
 
-def _report(found: Tuned, to: str) -> None:
-    """Prints the qualities as a table."""
+def _qualities(found: Tuned, to: str) -> list[tuple[str, str, str]]:
+    """The table of qualities, its header first."""
     rows = [("", "KL from original", "perplexity"), ("original", "", f"{found.original:.3f}")]
     for name, quality in ((to, found.before), (f"{to}, tuned", found.after)):
         rows.append((name, f"{quality.divergence:.4f}", f"{quality.perplexity:.3f}"))
+    return rows
+
+
+def _report(found: Tuned, rows: list[tuple[str, str, str]]) -> None:
+    """Prints the table, and says so if the model is untuned."""
     width = max(len(row[0]) for row in rows)
     for name, divergence, perplexity in rows:
         out(f"{name:{width}}  {divergence:>16}  {perplexity:>10}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from pyloss.cli.parser import OVERWRITE, command, ignored_flag, model_flags, whole
+from pyloss.cli.parser import OVERWRITE, command, ignored_flag, model_flags, push_flags, whole
 
 
 def fuse_parser(commands: Any) -> None:
@@ -28,17 +28,22 @@ def fuse_parser(commands: Any) -> None:
     )
     add(
         "--export-gguf",
-        action="store_true",
-        help="also write a GGUF file in float16; `pyloss export` has more options",
+        nargs="?",
+        const="f16",
+        metavar="TYPE",
+        help="also write a GGUF file, in float16 or in a type of `pyloss export`, such as q4_k_m",
     )
     add(
         "--gguf-path",
-        default="ggml-model-f16.gguf",
         metavar="FILE",
-        help="name of the GGUF file (default: ggml-model-f16.gguf)",
+        help="name of the GGUF file (default: ggml-model-TYPE.gguf)",
     )
-    for flag in ("--upload-repo", "--hf-path"):
-        add(flag, help=argparse.SUPPRESS)
+    push_flags(add, "--upload-repo")
+    add(
+        "--hf-path",
+        metavar="OWNER/NAME",
+        help="name of the base on the hub, for the model card (default: --model)",
+    )
     ignored_flag(add)
 
 
@@ -101,6 +106,7 @@ def export_parser(commands: Any) -> None:
         help="hf: split a larger model into files of at most 2GB, ...",
     )
     add("--adapter-only", action="store_true", help="gguf: write the adapter alone")
+    push_flags(add)
     add(
         "--dequantize",
         "--de-quantize",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pyloss.cli.parser import OVERWRITE, command, model_flags, real, whole
+from pyloss.cli.parser import OVERWRITE, command, model_flags, push_flags, real, whole
 
 
 def quantize_parser(commands: Any) -> None:
@@ -49,6 +49,7 @@ def quantize_parser(commands: Any) -> None:
         metavar="FILE",
         help="with a mixture: text or records that say which columns of the matrices matter",
     )
+    push_flags(add)
     group = parser.add_argument_group("tuning")
     more = group.add_argument
     more(
