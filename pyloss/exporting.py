@@ -24,7 +24,8 @@ from pyloss.models.files.gguf_writer import (
 )
 from pyloss.models.files.mixtures import ALIASES, MIXTURES
 from pyloss.models.files.modelfile import modelfile
-from pyloss.models.files.names import gguf_name, shared_parts
+from pyloss.models.files.names import gguf_name
+from pyloss.models.files.parts import gguf_parts
 from pyloss.models.files.quantized import stays_quantized
 from pyloss.models.fusing import fuse_modules, refuse_loss
 from pyloss.models.saving import DTYPES, save_model
@@ -201,7 +202,7 @@ def _kept(name: str, adapter: Any, fused: Any, type: Any, config: Any) -> float:
     """
     before, after = dense(adapter.base.weight), dense(fused.weight)
     tensor = f"{name}.weight"
-    part = (shared_parts(tensor, config.mixture is not None) or [tensor])[0]
+    part = next(iter(gguf_parts(tensor, after.shape[0], config)), tensor)
     kind = stored_as(tensor, after, type, gguf_name(part, config.family))
     shape = (-1, after.shape[-1])
     difference, change = (

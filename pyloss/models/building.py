@@ -42,7 +42,7 @@ from pyloss.models.mamba import (
 )
 from pyloss.models.mixers import Taps
 from pyloss.models.moe import GraniteMoe, Router, SharedMoe, SigmoidMoe, SparseMoe, SwitchGLU
-from pyloss.models.qwen3_5 import DeltaLayer, GatedAttention, GatedDeltaNet
+from pyloss.models.qwen3_5 import DeltaLayer, FusedDeltaNet, GatedAttention, GatedDeltaNet
 from pyloss.models.transformer import Decoder, Model
 from pyloss.nn import Embedding, Linear, RMSNorm, SwitchLinear
 from pyloss.weights.weight import Weight
@@ -219,17 +219,27 @@ class _Builder:
         taps = self.source.taps(f"{at}.conv1d", delta.columns, delta.taps)
         norm = RMSNorm(delta.value_dim, c.rms_norm_eps)  # without an offset
         norm.weight = self.source.plain_norm(f"{at}.norm", delta.value_dim)
+        rest = (
+            Taps(taps, None),
+            self.source.array(f"{at}.dt_bias", values),
+            self.source.rates(f"{at}.A_log", values),
+            norm,
+            self.linear(f"{at}.out_proj", hidden, width),
+        )
+        if c.family.delta_fused:
+            return FusedDeltaNet(
+                c,
+                self.linear(f"{at}.in_proj_qkvz", delta.columns + width, hidden),
+                self.linear(f"{at}.in_proj_ba", 2 * values, hidden),
+                *rest,
+            )
         return GatedDeltaNet(
             c,
             self.linear(f"{at}.in_proj_qkv", delta.columns, hidden),
             self.linear(f"{at}.in_proj_z", width, hidden),
             self.linear(f"{at}.in_proj_b", values, hidden),
             self.linear(f"{at}.in_proj_a", values, hidden),
-            Taps(taps, None),
-            self.source.array(f"{at}.dt_bias", values),
-            self.source.rates(f"{at}.A_log", values),
-            norm,
-            self.linear(f"{at}.out_proj", hidden, width),
+            *rest,
         )
 
     def mamba(self, at: str, i: int) -> MambaMixer:
@@ -359,19 +369,17 @@ class _Builder:
         if not self.config.family.pre_norms:
             cls, names = AfterNormLayer, (_BOTH_NORMS[1], _BOTH_NORMS[3])
         norms = [self.layer_norm(f"{at}.{name}") for name in names]
+        mixer: Attention | GatedDeltaNet
         if self.config.linear(i):
-            mixer = self.delta_net(f"{at}.linear_attn")
-            return DeltaLayer(mixer, self.mlp(f"{at}.mlp"), *norms)
+            cls, mixer = DeltaLayer, self.delta_net(f"{at}.linear_attn")
+        else:
+            mixer = self.attention(f"{at}.self_attn", i)
         mixture, experts = self.config.mixture, self.config.family.experts
         if mixture is None or experts is None or i in mixture.dense_layers:
-            return cls(self.attention(f"{at}.self_attn", i), self.mlp(f"{at}.mlp"), *norms)
+            return cls(mixer, self.mlp(f"{at}.mlp"), *norms)
         if experts.block == "block_sparse_moe":
             cls = BlockSparseLayer
-        return cls(
-            self.attention(f"{at}.self_attn", i),
-            self.experts(f"{at}.{experts.block}", mixture),
-            *norms,
-        )
+        return cls(mixer, self.experts(f"{at}.{experts.block}", mixture), *norms)
 
 
 def _same(a: Weight, b: Weight) -> bool:

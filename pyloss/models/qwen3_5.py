@@ -1,4 +1,4 @@
-"""Qwen3.5's layers: the gated delta rule in place of attention, and attention with a gate."""
+"""Layers of Qwen3.5 and Qwen3-Next: the gated delta rule, and attention with a gate."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pyloss.models.config.model_config import ModelConfig
 from pyloss.models.layers import Attention, Cache, DecoderLayer, Packing, columns
 from pyloss.models.mixers import Mixer, Taps
 from pyloss.models.moe import renamed
-from pyloss.nn import Linear, RMSNorm, project_each
+from pyloss.nn import Linear, Module, RMSNorm, project_each
 
 
 class GatedDeltaNet(Mixer):
@@ -40,6 +40,18 @@ class GatedDeltaNet(Mixer):
         super().__init__()
         self.in_proj_qkv, self.in_proj_z = in_proj_qkv, in_proj_z
         self.in_proj_b, self.in_proj_a = in_proj_b, in_proj_a
+        self._settle(config, conv1d, dt_bias, A_log, norm, out_proj)
+
+    def _settle(
+        self,
+        config: ModelConfig,
+        conv1d: Taps,
+        dt_bias: np.ndarray,
+        A_log: np.ndarray,
+        norm: RMSNorm,
+        out_proj: Linear,
+    ) -> None:
+        """Sets what does not depend on the projections."""
         self.conv1d, self.norm, self.out_proj = conv1d, norm, out_proj
         self.dt_bias, self.A_log = dt_bias, A_log
         delta = config.delta
@@ -54,6 +66,11 @@ class GatedDeltaNet(Mixer):
         """See `Mixer`."""
         return len(self.A_log) * self._key_dim * self._value_dim
 
+    def projected(self, x: Any) -> Any:
+        """Queries, keys and values side by side, the gate z, and what b and a are made of."""
+        projections = self.in_proj_qkv, self.in_proj_z, self.in_proj_b, self.in_proj_a
+        return project_each(x, *projections)
+
     def __call__(
         self,
         x: Any,
@@ -62,8 +79,7 @@ class GatedDeltaNet(Mixer):
         layer: int = 0,
         last_row: Packing | None = None,
     ) -> Any:
-        projections = self.in_proj_qkv, self.in_proj_z, self.in_proj_b, self.in_proj_a
-        qkv, z, b, a = project_each(x, *projections)
+        qkv, z, b, a = self.projected(x)
         offsets = packing.offsets
         mixed = self.convolved(qkv, offsets, cache, layer)
         parts = ops.split_columns(mixed, self._q, self._k, self._v)
@@ -82,6 +98,31 @@ class GatedDeltaNet(Mixer):
         normed = self.norm(by_head).reshape(*out.shape)
         gated = ops.swiglu(z, normed, in_place=True)
         return self.out_proj(gated if last_row is None else gated[-1:])
+
+
+class FusedDeltaNet(GatedDeltaNet):
+    """`GatedDeltaNet` with two projections, as in Qwen3-Next.
+
+    They have the columns of one head of keys after those of another.
+    """
+
+    recordable = True
+
+    def __init__(self, config: ModelConfig, in_proj_qkvz: Linear, in_proj_ba: Linear, *rest: Any):
+        Module.__init__(self)
+        self.in_proj_qkvz, self.in_proj_ba = in_proj_qkvz, in_proj_ba
+        self._settle(config, *rest)
+        delta = config.delta
+        assert delta is not None
+        self._qkv, self._z = (rows.astype(np.int32) for rows in delta.fused_rows())
+        by_head = np.arange(2 * delta.values, dtype=np.int32).reshape(delta.keys, 2, -1)
+        self._b, self._a = by_head.swapaxes(0, 1).reshape(2, -1)
+
+    def projected(self, x: Any) -> Any:
+        """See `GatedDeltaNet`."""
+        qkvz, ba = project_each(x, self.in_proj_qkvz, self.in_proj_ba)
+        parts = ops.split_columns(qkvz, self._qkv, self._z)
+        return *parts, *ops.split_columns(ba, self._b, self._a)
 
 
 class GatedAttention(Attention):

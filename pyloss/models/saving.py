@@ -12,8 +12,9 @@ import numpy as np
 
 from pyloss.io.files import user_path, write_json, write_safetensors
 from pyloss.io.outputs import make_folder, output
+from pyloss.models.config.families import Family
 from pyloss.models.config.model_config import ModelConfig
-from pyloss.models.files.names import expert_name, mlx_names
+from pyloss.models.files.names import expert_name, mlx_names, stack_names
 from pyloss.models.files.quantized import floats, layer_tensors, settings, stays_quantized
 from pyloss.models.transformer import Model
 from pyloss.nn import Linear
@@ -123,7 +124,10 @@ def save_model(
         else:
             tensors[name] = _floats(weight, DTYPES[dtype] if dtype else None)
     for name, array in {**model.parameters(), **model.buffers()}.items():
-        tensors[name] = _parameter(to_device(array, "cpu"), DTYPES[usual], dtype is not None)
+        array = to_device(array, "cpu")
+        if "quantization" in config:
+            array = _as_mlx_keeps(name, array, model.config.family)
+        tensors[name] = _parameter(array, DTYPES[usual], dtype is not None)
     if "quantization" not in config:  # mlx keeps experts stacked
         tensors = dict(_single_experts(tensors, model))
     folder = user_path(path)
@@ -185,19 +189,30 @@ def _for_mlx(
             yield part, weight.slice_rows(i * rows, (i + 1) * rows)
 
 
+def _as_mlx_keeps(name: str, array: np.ndarray, family: Family) -> np.ndarray:
+    """A parameter of Qwen3-Next as mlx-lm has it; it converts those of other families itself."""
+    if not family.delta_fused:
+        return array
+    if name.endswith(".conv1d.weight"):
+        return np.ascontiguousarray(array.swapaxes(1, 2))
+    if name.endswith("norm.weight") and not name.endswith(".linear_attn.norm.weight"):
+        return array + np.float32(family.norm_offset)
+    return array
+
+
 def _single_experts(
     tensors: dict[str, np.ndarray], model: Model
 ) -> Iterator[tuple[str, np.ndarray]]:
     """The tensors with one matrix per expert, as Hugging Face names them."""
-    experts = model.config.family.experts
+    stacks = stack_names(model.config.family)
     for name, array in tensors.items():
-        if array.ndim == 3 and ".switch_mlp." in name and experts is not None and experts.fused:
+        if array.ndim == 3 and ".switch_mlp." in name and stacks is not None:
             block, _, part = name.partition(".switch_mlp.")
             if part == "down_proj.weight":
-                yield f"{block}.output_linear.weight", array
+                yield f"{block}.{stacks[1]}", array
             elif part == "gate_proj.weight":
                 ups = tensors[f"{block}.switch_mlp.up_proj.weight"]
-                yield f"{block}.input_linear.weight", np.concatenate([array, ups], axis=1)
+                yield f"{block}.{stacks[0]}", np.concatenate([array, ups], axis=1)
         elif array.ndim == 3 and ".switch_mlp." in name:
             for expert, matrix in enumerate(array):
                 yield expert_name(name, model.config.family, expert), matrix

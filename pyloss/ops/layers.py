@@ -163,7 +163,7 @@ def rope_all(
 def split_columns(x: Array, *parts: np.ndarray) -> list[Array]:
     """Columns `parts[i]`, int32, of x [N, D]: new arrays, as one operation on the tape.
 
-    There are two or three parts, which together are all columns in order.
+    There are two or three parts, which together are all columns, each once.
     """
     source = check_matrix(x if isinstance(x, Tensor) else f32(x), "x")
     widths = [len(part) for part in parts]
@@ -194,6 +194,11 @@ def split_columns(x: Array, *parts: np.ndarray) -> list[Array]:
         dys.clear()
         dx = empty(rows, sum(widths), like=like)
         _core.concat_columns(given[0], given[1], given[2] if len(given) > 2 else None, dx)
+        places = np.concatenate(parts)
+        if (np.diff(places) != 1).any():
+            back = np.argsort(places).astype(np.int32)
+            side_by_side, dx = dx, empty(rows, sum(widths), like=like)
+            _core.gather_columns(side_by_side, index(back, "parts", like), dx)
         grads.put(0, dx)
 
     return record_several(nodes, ys, vjp, (False,) * len(ys))

@@ -22,6 +22,8 @@ KINDS = [
     ("granitemoehybrid", "f32"),
     ("ministral3", "f32"),
     ("qwen3_5_text", "f32"),
+    ("qwen3_5_moe_text", "f32"),
+    ("qwen3_next", "f32"),
     ("olmo3", "f32"),
     ("llama", "affine4"),
     ("llama", "nf4"),

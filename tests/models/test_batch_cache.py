@@ -56,6 +56,14 @@ FAMILIES = {
     "qwen3_5_text": {
         "layer_types": ["linear_attention", "full_attention", "linear_attention"], "delta": DeltaNet(2, 4, 8, 16, 3),
     },
+    "qwen3_5_moe_text": {
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"], "delta": DeltaNet(2, 4, 8, 16, 3),
+        "mixture": Mixture(6, 2, 32, True, shared_size=64),
+    },
+    "qwen3_next": {
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"], "delta": DeltaNet(2, 4, 8, 16, 3),
+        "mixture": Mixture(6, 2, 32, True, (1,), shared_size=64),
+    },
     "mixtral": EXPERTS,
     "qwen3_moe": EXPERTS,
     "olmoe": EXPERTS,

@@ -1,4 +1,4 @@
-"""Qwen3.5: the gated delta rule in place of attention in most layers."""
+"""Qwen3.5 and Qwen3-Next: the gated delta rule in place of attention in most layers."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,8 @@ from pyloss.io.gguf import read_gguf
 from pyloss.io.tensor_file import StoredTensor
 from pyloss.models.config import ModelConfig
 from pyloss.models.config.delta_net import DeltaNet
-from pyloss.models.files.gguf_writer import write_gguf
+from pyloss.models.config.mixture import Mixture
+from pyloss.models.files.gguf_writer import GGUFTensor, write_gguf, write_gguf_file
 from pyloss.models.synthetic import random_model
 
 TYPES = ["linear_attention", "full_attention", "linear_attention", "linear_attention"]
@@ -26,9 +27,9 @@ SIZES = {
 }
 
 
-def model(delta=(2, 4, 8, 5, 4), seed=0, **changes):
+def model(delta=(2, 4, 8, 5, 4), seed=0, family="qwen3_5_text", **changes):
     values = {**SIZES, "layer_types": TYPES, "delta": DeltaNet(*delta), **changes}
-    net = random_model(ModelConfig("qwen3_5_text", **values))
+    net = random_model(ModelConfig(family, **values))
     rng = np.random.default_rng(seed)
     for layer in net.layers:
         if layer.self_attn.taps:
@@ -56,16 +57,24 @@ def adapted(net, rank=3):
     return net
 
 
-def test_gradients_of_a_model_in_float64():
+NEXT = {"family": "qwen3_next", "mixture": Mixture(4, 2, 6, True, shared_size=5)}
+
+
+@pytest.mark.parametrize("options", [{}, NEXT], ids=["qwen3_5", "qwen3_next"])
+def test_gradients_of_a_model_in_float64(options):
     small = {
         "vocab_size": 11, "hidden_size": 6, "intermediate_size": 8, "num_attention_heads": 2,
         "num_key_value_heads": 1, "head_dim": 4, "num_hidden_layers": 2, "layer_types": TYPES[:2],
         "partial_rotary_factor": 0.5,
     }  # fmt: skip
-    net = adapted(model((1, 2, 3, 2, 3), **small), rank=1)
+    if options:  # one expert for every token: routing has no gradient, but jumps
+        options = {**options, "mixture": Mixture(1, 1, 6, True, shared_size=5)}
+    net = adapted(model((2, 4, 3, 2, 3), **small, **options), rank=1)
     names = net.trainable_parameters()
-    for part in ("in_proj_qkv.lora_a", "in_proj_z.lora_b", "in_proj_a.lora_a", "in_proj_b.lora_a", "out_proj.lora_a",
-                 "conv1d.weight", "norm.weight", "A_log", "dt_bias"):  # fmt: skip
+    fused = ("in_proj_qkvz.lora_a", "in_proj_qkvz.lora_b", "in_proj_ba.lora_b")
+    apart = ("in_proj_qkv.lora_a", "in_proj_z.lora_b", "in_proj_a.lora_a", "in_proj_b.lora_a")
+    own = ("out_proj.lora_a", "conv1d.weight", "norm.weight", "A_log", "dt_bias")
+    for part in (*(fused if options else apart), *own):
         assert f"model.layers.0.linear_attn.{part}" in names
     assert "model.layers.1.self_attn.q_proj.lora_a" in names
     tokens = np.random.default_rng(1).integers(0, 11, 8).astype(np.int32)
@@ -233,3 +242,114 @@ def test_heads_of_values_in_llama_cpps_order(format, tmp_path):
     again.save(tmp_path / "hf")
     saved = pyloss.load_model(tmp_path / "hf")
     np.testing.assert_allclose(saved(tokens), again(tokens), rtol=0, atol=1e-4)
+
+
+def fused_model():
+    types = ["linear_attention", "full_attention", "linear_attention", "full_attention"]
+    sizes = {"hidden_size": 64, "head_dim": 16, "vocab_size": TOKENS, "partial_rotary_factor": 0.5}
+    experts = Mixture(4, 2, 32, True, shared_size=32)
+    options = {**NEXT, **sizes, "mixture": experts, "intermediate_size": 64}
+    return model((2, 6, 32, 32, 4), layer_types=types, **options)
+
+
+def rewritten(path, change):
+    """A GGUF file with other tensors: `change` takes and gives (name, shape, format, bytes)."""
+    file = read_gguf(path)
+    tensors = [
+        (tensor.name, tensor.shape, tensor.dtype.lower(), tensor.data)
+        for tensor in file.tensors.values()
+    ]
+    made = [GGUFTensor(*entry[:3], lambda data=entry[3]: data) for entry in change(tensors)]
+    metadata = {key: value for key, value in file.metadata.items() if key != "general.architecture"}
+    write_gguf_file(path, "qwen3next", metadata, made)
+
+
+@pytest.mark.parametrize("format", ["f32", "q8_0", "q4_0"])
+def test_fused_projections_in_gguf(format, tmp_path):
+    """They are in parts there, in another order of rows, and whole in early files."""
+    net = fused_model()
+    write_gguf(net, tmp_path / "m.gguf", byte_tokenizer(), format)
+    parts = read_gguf(tmp_path / "m.gguf").tensors
+    assert parts["blk.0.attn_qkv.weight"].shape == (2 * 64 + 192, 64)
+    assert parts["blk.0.attn_gate.weight"].shape == (192, 64) and "blk.0.ssm_in.weight" not in parts
+    again = pyloss.load_model(tmp_path / "m.gguf")
+    tokens = np.arange(30)[None] % TOKENS
+    if format == "f32":
+        np.testing.assert_allclose(again(tokens), net(tokens), rtol=0, atol=1e-4)
+    whole = again.layers[0].linear_attn.in_proj_qkvz.weight
+    assert whole.format == format
+    write_gguf(again, tmp_path / "again.gguf", byte_tokenizer())
+    second = read_gguf(tmp_path / "again.gguf").tensors
+    for name, tensor in parts.items():
+        if not name.endswith("ssm_a"):  # its logarithm has been rounded
+            np.testing.assert_array_equal(second[name].data, tensor.data, err_msg=name)
+
+    def early(tensors):
+        for name, *entry in tensors:
+            layer = name.split(".")[1]
+            if name.endswith("attn_qkv.weight"):
+                matrix = again.layers[int(layer)].linear_attn.in_proj_qkvz.weight
+                yield f"blk.{layer}.ssm_in.weight", matrix.shape, matrix.format, matrix.raw
+            elif not name.endswith("attn_gate.weight"):
+                yield name, *entry
+
+    rewritten(tmp_path / "again.gguf", early)
+    np.testing.assert_array_equal(pyloss.load_model(tmp_path / "again.gguf")(tokens), again(tokens))
+
+
+def test_parts_of_several_formats_and_gates_with_ups(tmp_path):
+    """As mixtures of K-quants store the parts, and as some converters store experts."""
+    net = fused_model()
+    write_gguf(net, tmp_path / "m.gguf", byte_tokenizer())
+    tokens = np.arange(30)[None] % TOKENS
+
+    def change(tensors):
+        kept = {name: entry for name, *entry in tensors}
+        for name, (shape, format, data) in kept.items():
+            if name.endswith("ffn_up_exps.weight"):
+                gates = kept[name.replace("up_exps", "gate_exps")][2].reshape(shape[0], -1)
+                both = np.concatenate([gates, data.reshape(shape[0], -1)], axis=1)
+                name = name.replace("up_exps", "gate_up_exps")
+                yield name, (shape[0], 2 * shape[1], shape[2]), format, both.reshape(-1)
+            elif name.endswith("attn_gate.weight"):
+                values = np.frombuffer(data, np.float32).reshape(shape)
+                yield name, shape, "q8_0", pyloss.Weight.quantize(values, "q8_0").raw
+            elif not name.endswith("ffn_gate_exps.weight"):
+                yield name, shape, format, data
+
+    rewritten(tmp_path / "m.gguf", change)
+    again = pyloss.load_model(tmp_path / "m.gguf")
+    assert again.layers[0].linear_attn.in_proj_qkvz.weight.format == "f16"
+    np.testing.assert_allclose(again(tokens), net(tokens), rtol=0, atol=0.1)
+    for part in ("gate_proj", "up_proj"):
+        np.testing.assert_array_equal(
+            getattr(again.layers[1].mlp.switch_mlp, part).weight.matrices[3].dequantize(),
+            getattr(net.layers[1].mlp.switch_mlp, part).weight.matrices[3].dequantize(),
+        )
+
+
+def test_importance_reaches_the_parts_of_a_matrix(tmp_path):
+    net = fused_model()
+    name = "model.layers.0.linear_attn.in_proj_qkvz.weight"
+    importance = {name: np.arange(1, 65, dtype=np.float32) ** 4}
+    write_gguf(net, tmp_path / "a.gguf", byte_tokenizer(), "iq4_nl")
+    write_gguf(net, tmp_path / "b.gguf", byte_tokenizer(), "iq4_nl", importance=importance)
+    first, second = (read_gguf(tmp_path / f"{name}.gguf").tensors for name in "ab")
+    changed = {name for name in first if not np.array_equal(first[name].data, second[name].data)}
+    assert changed == {"blk.0.attn_qkv.weight", "blk.0.attn_gate.weight"}
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_fused_projections_in_mlx_folders(bits, tmp_path):
+    net = fused_model()
+    pyloss.models.conversion.quantize_model(net, f"q{bits}", group_size=32)
+    net.save(tmp_path / "mlx")
+    again = pyloss.load_model(tmp_path / "mlx")
+    tokens = np.arange(30)[None] % TOKENS
+    np.testing.assert_allclose(again(tokens), net(tokens), rtol=0, atol=1e-5)
+    write_gguf(again, tmp_path / "m.gguf", byte_tokenizer())
+    parts = read_gguf(tmp_path / "m.gguf").tensors
+    assert parts["blk.0.attn_qkv.weight"].dtype == "F16"
+    np.testing.assert_allclose(
+        pyloss.load_model(tmp_path / "m.gguf")(tokens), net(tokens), rtol=0, atol=0.02
+    )

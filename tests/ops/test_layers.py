@@ -73,9 +73,11 @@ def test_rope(rng, n, heads, half, rest, in_place):
 
 @pytest.mark.parametrize("widths", [(3, 4), (5, 0), (1, 2, 6), (16, 8, 8)])
 @pytest.mark.parametrize("n", [0, 1, 5])
-def test_split_columns(rng, n, widths):
+@pytest.mark.parametrize("in_order", [True, False])
+def test_split_columns(rng, n, widths, in_order):
     ends = np.cumsum([0, *widths])
-    parts = [np.arange(a, b, dtype=np.int32) for a, b in itertools.pairwise(ends)]
+    places = np.arange(ends[-1]) if in_order else rng.permutation(ends[-1])
+    parts = [places[a:b].astype(np.int32) for a, b in itertools.pairwise(ends)]
     x = normal(rng, n, sum(widths))
     for found, part in zip(ops.split_columns(x, *parts), parts, strict=True):
         np.testing.assert_array_equal(found, x[:, part])

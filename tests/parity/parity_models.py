@@ -1,5 +1,7 @@
 """Models, adapters and comparisons for the parity tests."""
 
+import re
+
 import numpy as np
 import pytest
 from rope_settings import llama3
@@ -248,6 +250,25 @@ MIXTURES = {
     },
 }
 
+# Qwen3.5's layers with experts; Qwen3-Next's have fused projections.
+_DELTA_MOE = {
+    key: QWEN3_5_GGUF[key]
+    for key in QWEN3_5_GGUF
+    if key not in ("num_hidden_layers", "layer_types", "family", "intermediate_size")
+} | {
+    "num_hidden_layers": 2,
+    "layer_types": ["linear_attention", "full_attention"],
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 48,
+    "tie_word_embeddings": False,
+}
+MIXTURES |= {
+    "qwen3_5_moe": {**_DELTA_MOE, "family": "Qwen3_5Moe"},
+    "qwen3_next": {**_DELTA_MOE, "family": "Qwen3Next"},
+}
+
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -269,7 +290,7 @@ def make_tiny(seed=0, family="Llama", **changes):
             "full_attention": rope,
             "sliding_attention": {"rope_type": "default", "rope_theta": local},
         }
-    with_parts = ("Gemma3", "Gemma4", "Qwen3_5")  # for images, beside the text's
+    with_parts = ("Gemma3", "Gemma4", "Qwen3_5", "Qwen3_5Moe")  # for images, beside the text's
     name = f"{family}TextConfig" if family in with_parts else f"{family}Config"
     config = getattr(transformers, name)(**values, rope_parameters=rope)
     model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
@@ -277,7 +298,8 @@ def make_tiny(seed=0, family="Llama", **changes):
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             spread = 0.1 if parameter.ndim == 1 else 1.5 / parameter.shape[1] ** 0.5
-            centered = family == "Gemma3" or (family == "Qwen3_5" and "linear_attn" not in name)
+            delta = family in ("Qwen3_5", "Qwen3_5Moe", "Qwen3Next")
+            centered = family == "Gemma3" or (delta and "linear_attn" not in name)
             parameter.normal_(
                 1.0 if "norm" in name and not centered else 0.0, spread, generator=generator
             )
@@ -323,6 +345,8 @@ def write_gguf(model, path, type_of=lambda name: "F32"):
             "granitemoehybrid": "granitemoe",
             "olmo3": "olmo2",
             "qwen3_5_text": "qwen35",
+            "qwen3_5_moe_text": "qwen35moe",
+            "qwen3_next": "qwen3next",
         },
     )
     arch = architectures.get(config.model_type, config.model_type)
@@ -335,7 +359,8 @@ def write_gguf(model, path, type_of=lambda name: "F32"):
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
     mlp = getattr(model.model.layers[0], "feed_forward", None)
-    writer.add_feed_forward_length(mlp.w1.out_features if mlp else config.intermediate_size)
+    if arch != "qwen35moe":  # whose configurations have no intermediate_size
+        writer.add_feed_forward_length(mlp.w1.out_features if mlp else config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     heads = config.num_key_value_heads
     if arch in ("lfm2", "lfm2moe"):
@@ -351,12 +376,13 @@ def write_gguf(model, path, type_of=lambda name: "F32"):
     if experts := getattr(config, "num_local_experts", getattr(config, "num_experts", None)):
         writer.add_expert_count(experts)
         writer.add_expert_used_count(config.num_experts_per_tok)
-    if arch == "qwen2moe":
+    delta = arch in ("qwen35", "qwen35moe", "qwen3next")
+    if arch in ("qwen2moe", "qwen35moe", "qwen3next"):
         writer.add_expert_shared_feed_forward_length(config.shared_expert_intermediate_size)
     if arch == "lfm2moe":
         writer.add_leading_dense_block_count(config.num_dense_layers)
         writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
-    if arch in ("qwen2moe", "qwen3moe", "lfm2moe"):
+    if arch in ("qwen2moe", "qwen3moe", "lfm2moe", "qwen35moe", "qwen3next"):
         writer.add_expert_feed_forward_length(config.moe_intermediate_size)
     if arch in ("gemma2", "gemma3") or config.model_type == "olmo3":
         writer.add_sliding_window(config.sliding_window)
@@ -376,9 +402,10 @@ def write_gguf(model, path, type_of=lambda name: "F32"):
     if arch == "mistral3":
         writer.add_rope_scaling_yarn_log_mul(rope["mscale_all_dim"])
         writer.add_attn_temperature_scale(rope["llama_4_scaling_beta"])
-    if arch == "qwen35":
+    if delta:
         writer.add_rope_dimension_count(int(head_dim * rope["partial_rotary_factor"]))
-        writer.add_rope_dimension_sections([2, 1, 1, 0])
+        if arch != "qwen3next":
+            writer.add_rope_dimension_sections([2, 1, 1, 0])
         writer.add_full_attention_interval(config.layer_types.index("full_attention") + 1)
         writer.add_ssm_conv_kernel(config.linear_conv_kernel_dim)
         writer.add_ssm_state_size(config.linear_key_head_dim)
@@ -441,7 +468,7 @@ def write_gguf(model, path, type_of=lambda name: "F32"):
             for part, value in parts.items():
                 writer.add_tensor(f"{block}.ffn_{part}_exps.weight", np.ascontiguousarray(value))
             continue
-        if arch in ("gemma2", "gemma3", "qwen35") and name.endswith("norm.weight"):
+        if (arch in ("gemma2", "gemma3") or delta) and name.endswith("norm.weight"):
             array = array + (not name.endswith("linear_attn.norm.weight"))
         if name.endswith(".A_log"):
             array = -np.exp(array)
@@ -450,7 +477,17 @@ def write_gguf(model, path, type_of=lambda name: "F32"):
         stored = gguf.quants.quantize(array, kind)
         if tensor.ndim == 2:
             tensor.copy_(torch.from_numpy(np.array(gguf.quants.dequantize(stored, kind))))
-        if ".linear_attn." in name:
+        if "in_proj_qkvz" in name:  # heads of keys lie side by side in transformers
+            keys, width = config.linear_num_key_heads, config.linear_key_head_dim
+            by_head = stored.reshape(keys, -1, *stored.shape[1:])
+            shared = (by_head.shape[1] - 2 * width) // 2
+            parts = np.split(by_head, [width, 2 * width, 2 * width + shared], axis=1)
+            q, k, v, z = (part.reshape(-1, *stored.shape[1:]) for part in parts)
+            block = f"blk.{name.split('.')[2]}"
+            writer.add_tensor(f"{block}.attn_qkv.weight", np.concatenate([q, k, v]), raw_dtype=kind)
+            writer.add_tensor(f"{block}.attn_gate.weight", z, raw_dtype=kind)
+            continue
+        if ".linear_attn." in name and arch != "qwen3next":
             stored = np.ascontiguousarray(in_llama_cpps_order(config, name, stored))
         if interleaved and (".q_proj." in name or ".k_proj." in name):
             halves = stored.reshape(-1, 2, head_dim // 2, *stored.shape[1:])
@@ -510,6 +547,17 @@ def greedy(model, ids, count):
 
 def our_logits(model, ids):
     return pyloss.autograd.data(model(np.asarray(ids)[None]))[0]
+
+
+def load_in_mlx(folder):
+    """The model of a folder in mlx-lm, which has Qwen3.5 under the wrapper's name alone."""
+    utils = pytest.importorskip("mlx_lm.utils", reason="compares with mlx-lm (parity extra)")
+    config = folder / "config.json"
+    before = config.read_text()
+    config.write_text(re.sub(r'"(qwen3_5\w*)_text"', r'"\1"', before))
+    model, _ = utils.load_model(folder)
+    config.write_text(before)
+    return model
 
 
 def mlx_logits(model, ids):

@@ -8,6 +8,7 @@ from parity_models import (
     MIXTURES,
     add_adapter,
     fill_adapter,
+    load_in_mlx,
     make_tiny,
     mlx_logits,
     our_logits,
@@ -107,7 +108,6 @@ def test_our_adapters_in_peft(folder, tmp_path, mixed):
 def test_our_adapters_in_mlx_lm(folder, tmp_path, mixed):
     pytest.importorskip("mlx_lm", reason="compares with mlx-lm (parity extra)")
     from mlx_lm.tuner.utils import load_adapters
-    from mlx_lm.utils import load_model
 
     if folder.name == "granitemoeshared":
         pytest.skip("mlx-lm does not have it")
@@ -117,7 +117,7 @@ def test_our_adapters_in_mlx_lm(folder, tmp_path, mixed):
     pyloss.export(model, tmp_path / "mlx", "mlx")
     again = pyloss.tuner.load_adapters(pyloss.load_model(folder), tmp_path / "mlx")
     np.testing.assert_allclose(our_logits(again, IDS), our_logits(model, IDS), rtol=0, atol=2e-4)
-    theirs, _ = load_model(tmp_path / "ours")
+    theirs = load_in_mlx(tmp_path / "ours")
     load_adapters(theirs, str(tmp_path / "mlx"))
     theirs.eval()
     np.testing.assert_allclose(mlx_logits(theirs, IDS), our_logits(model, IDS), rtol=0, atol=5e-4)

@@ -316,7 +316,7 @@ def test_families(name, tmp_path):
     write_gguf(model, tmp_path / "base.gguf", tokenizer)
     # llama.cpp's GELU is a float16 table. Its keys and values are float16, and the norms of the
     # delta rule's results that are near 0 multiply the difference.
-    atol = 5e-3 if name.startswith(("gemma", "qwen3_5")) else 1e-3
+    atol = 5e-3 if name.startswith(("gemma", "qwen3_5", "qwen3_next")) else 1e-3
     agree(model, IDS, llama_runner.run(tmp_path / "base.gguf", IDS, TOKENS), atol)
     block = {"mixtral": "block_sparse_moe.switch_mlp"}.get(
         name,
@@ -344,7 +344,9 @@ def test_families(name, tmp_path):
     if name == "lfm2":
         last = "feed_forward.w2"
         keys = ["self_attn.k_proj", "self_attn.out_proj", "conv.in_proj", "conv.out_proj", last]
-    if name.startswith("qwen3_5"):
+    if name == "qwen3_next":
+        keys += [f"linear_attn.{part}" for part in ("in_proj_qkvz", "in_proj_ba", "out_proj")]
+    elif name.startswith("qwen3_5"):
         keys += [f"linear_attn.{part}" for part in ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj")]  # fmt: skip
     add_adapter(
         model,

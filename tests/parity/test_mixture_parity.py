@@ -11,6 +11,7 @@ from parity_models import (
     MIXTURES,
     add_adapter,
     greedy,
+    load_in_mlx,
     make_tiny,
     mlx_logits,
     our_logits,
@@ -26,6 +27,7 @@ from safetensors.numpy import load_file, save_file
 import pyloss
 from pyloss import FormatError, nn
 from pyloss.models.files.gguf_writer import write_gguf as write_our_gguf
+from pyloss.models.files.names import language_model_name
 from pyloss.tuner.adapters.adapter import adapter_modules
 from pyloss.tuner.losses import target_weights
 
@@ -168,8 +170,7 @@ def test_fused_and_saved(tiny, tmp_path):
     np.testing.assert_allclose(torch_logits(theirs, IDS), logits, rtol=0, atol=2e-4)
     # mlx-lm has no window here, and not this family.
     if ours.config.sliding_window is None and ours.config.model_type != "granitemoeshared":
-        utils = pytest.importorskip("mlx_lm.utils", reason="compares with mlx-lm (parity extra)")
-        mlx, _ = utils.load_model(tmp_path / "fused")
+        mlx = load_in_mlx(tmp_path / "fused")
         np.testing.assert_allclose(mlx_logits(mlx, IDS), logits, rtol=0, atol=2e-4)
 
 
@@ -206,7 +207,9 @@ def test_fused_into_a_quantised_base(tmp_path, name):
     assert np.median(errors) < 0.05  # few tokens change their experts
     write_our_gguf(ours, tmp_path / "fused.gguf", tiny_files.byte_tokenizer())
     again = pyloss.load_model(tmp_path / "fused.gguf")
-    np.testing.assert_array_equal(our_logits(again, ids), our_logits(ours, ids))
+    # GGUF has exponentials of the delta rule's rates.
+    atol = 1e-4 if ours.config.delta else 0
+    np.testing.assert_allclose(our_logits(again, ids), our_logits(ours, ids), rtol=0, atol=atol)
     assert greedy(again, ids, 30) == greedy(ours, ids, 30)
 
 
@@ -299,7 +302,6 @@ def test_stacked_tensors(tmp_path, name, layout):
 
 @pytest.mark.parametrize("name", [name for name in MIXTURES if name != "granitemoeshared"])
 def test_names_of_modules_are_those_of_mlx_lm(tmp_path, name):
-    utils = pytest.importorskip("mlx_lm.utils", reason="compares with mlx-lm (parity extra)")
     tuner = pytest.importorskip("mlx_lm.tuner.utils")
     from mlx.utils import tree_flatten
 
@@ -307,7 +309,7 @@ def test_names_of_modules_are_those_of_mlx_lm(tmp_path, name):
     model.save_pretrained(tmp_path)
     # Adds the keys of config.json that mlx-lm needs.
     pyloss.load_model(tmp_path).save(tmp_path / "saved")
-    theirs, _ = utils.load_model(tmp_path / "saved")
+    theirs = load_in_mlx(tmp_path / "saved")
     theirs.freeze()
     ours = pyloss.load_model(tmp_path)
     config = {"rank": 4, "scale": 2.0, "dropout": 0.0}
@@ -315,7 +317,8 @@ def test_names_of_modules_are_those_of_mlx_lm(tmp_path, name):
     pyloss.tuner.linear_to_lora_layers(ours, 1, config)
     found = {key: value.shape for key, value in ours.trainable_parameters().items()}
     assert found == {
-        key: tuple(value.shape) for key, value in tree_flatten(theirs.trainable_parameters())
+        language_model_name(key): tuple(value.shape)
+        for key, value in tree_flatten(theirs.trainable_parameters())
     }
 
 

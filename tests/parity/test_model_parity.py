@@ -16,6 +16,7 @@ from parity_models import (
     LINEARS,
     LLAMA3,
     MINISTRAL3,
+    MIXTURES,
     OLMO2,
     OLMO3,
     PHI3,
@@ -310,9 +311,11 @@ def test_the_language_model_of_mistral3(tmp_path, family, tied):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_the_language_model_of_qwen3_5(tmp_path, tied):
+@pytest.mark.parametrize("options", [QWEN3_5, MIXTURES["qwen3_5_moe"]], ids=["dense", "moe"])
+def test_the_language_model_of_qwen3_5(tmp_path, tied, options):
     """Its parts for images and its layers that guess further tokens are left out."""
-    text = make_tiny(**QWEN3_5, tie_word_embeddings=tied)
+    family = options["family"]
+    text = make_tiny(**{**options, "tie_word_embeddings": tied})
     vision = {
         "hidden_size": 16,
         "intermediate_size": 16,
@@ -322,10 +325,10 @@ def test_the_language_model_of_qwen3_5(tmp_path, tied):
         "out_hidden_size": 64,
         "num_position_embeddings": 16,
     }
-    config = transformers.Qwen3_5Config(
+    config = getattr(transformers, f"{family}Config")(
         text_config=text.config.to_dict(), vision_config=vision, tie_word_embeddings=tied
     )
-    whole = transformers.Qwen3_5ForConditionalGeneration(config).eval()
+    whole = getattr(transformers, f"{family}ForConditionalGeneration")(config).eval()
     whole.model.language_model.load_state_dict(text.model.state_dict())
     whole.lm_head.load_state_dict(text.lm_head.state_dict())
     whole.save_pretrained(tmp_path)
@@ -334,7 +337,8 @@ def test_the_language_model_of_qwen3_5(tmp_path, tied):
     assert any("visual" in name for name in tensors)
     save_file({**tensors, "mtp.fc.weight": np.ones((4, 4), np.float32)}, file)
     ours = pyloss.load_model(tmp_path)
-    assert ours.config.model_type == "qwen3_5_text" and (ours.lm_head is None) == tied
+    assert ours.config.model_type == f"{family.lower()}_text".replace("5moe", "5_moe")
+    assert (ours.lm_head is None) == tied
     (ids,) = ragged(300, 40)
     np.testing.assert_allclose(our_logits(ours, ids), torch_logits(text, ids), rtol=0, atol=1e-4)
     ours.save(tmp_path / "text")

@@ -24,6 +24,7 @@ from parity_models import (
     YARN,
     add_adapter,
     greedy,
+    load_in_mlx,
     longrope,
     make_tiny,
     mlx_logits,
@@ -105,18 +106,12 @@ def test_fused_and_saved(family, tmp_path):
     np.testing.assert_array_equal(our_logits(again, IDS), our_logits(model, IDS))
     theirs = torch_model(tmp_path / "fused")
     np.testing.assert_allclose(torch_logits(theirs, IDS), logits, rtol=0, atol=2e-4)
-    if name == "qwen3_5":  # mlx-lm has it under the wrapper's name alone
-        content = json.loads((tmp_path / "fused" / "config.json").read_text())
-        (tmp_path / "fused" / "config.json").write_text(
-            json.dumps({**content, "model_type": "qwen3_5"})
-        )
     if name == "phi4":
         return  # mlx-lm always takes longrope's long factors
     if "longrope" in name:
         # mlx-lm derives the attention factor from the lengths, and this model has another one.
         return
-    utils = pytest.importorskip("mlx_lm.utils", reason="compares with mlx-lm (parity extra)")
-    mlx, _ = utils.load_model(tmp_path / "fused")
+    mlx = load_in_mlx(tmp_path / "fused")
     windowless = "windows" in name or name in ("mistral", "gemma2")
     ids, expected = (WITHIN, within) if windowless else (IDS, logits)
     np.testing.assert_allclose(mlx_logits(mlx, ids), expected, rtol=0, atol=2e-4)

@@ -154,6 +154,8 @@ FAMILIES = {
     "granitemoeshared": MIXTURES["granitemoeshared"],
     "lfm2_moe": MIXTURES["lfm2_moe"],
     "qwen2_moe": MIXTURES["qwen2_moe"],
+    "qwen3_5_moe": MIXTURES["qwen3_5_moe"],
+    "qwen3_next": MIXTURES["qwen3_next"],
 }
 # In transformers, experts and routers are no layers that PEFT could adapt.
 KEYS = {
@@ -172,6 +174,13 @@ KEYS = {
         "mlp.shared_expert_gate",
     ],
 }
+for name, parts in {
+    "qwen3_5_moe": ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj"),
+    "qwen3_next": ("in_proj_qkvz", "in_proj_ba", "out_proj"),
+}.items():
+    KEYS[name] = KEYS["qwen2_moe"] + [f"linear_attn.{part}" for part in parts]
+# PEFT takes the shared expert's matrices in this family for those of all experts.
+KEYS["qwen3_next"] = [key for key in KEYS["qwen3_next"] if ".shared_expert." not in key]
 
 
 @pytest.mark.parametrize("name", FAMILIES)

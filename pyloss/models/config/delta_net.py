@@ -92,6 +92,17 @@ class DeltaNet:
             GGUF_INTERVAL: interval,
         }
 
+    def fused_rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """The rows of queries, keys and values in in_proj_qkvz, and those of the gate.
+
+        It has those of one head of keys after those of another.
+        """
+        shared = self.values // self.keys * self.value_dim
+        each = self.key_dim, self.key_dim, shared, shared
+        rows = np.arange(self.keys * sum(each)).reshape(self.keys, -1)
+        q, k, v, z = (part.reshape(-1) for part in np.split(rows, np.cumsum(each)[:-1], axis=1))
+        return np.concatenate([q, k, v]), z
+
     def gguf_rows(self, tensor: str) -> np.ndarray | None:
         """The row at each place of a tensor of GGUF; None: they are in order.
 

@@ -27,6 +27,8 @@ class Experts:
             A gate scales its result by the sigmoid of one number per token, unless `fused`.
         fused: experts' gates and ups are one tensor, and so are those of the shared expert, which
             is beside the block, without a gate. The router is router.layer.
+        stacked: Hugging Face's files have the stacks experts.gate_up_proj, gates above ups, and
+            experts.down_proj, where those of others have a matrix per expert.
         sigmoid: weights are sigmoids of the router's logits; use_expert_bias, routed_scaling_factor
             and num_dense_layers are in the configuration, see `Mixture`.
     """
@@ -38,6 +40,7 @@ class Experts:
     gguf_normalize: bool = True
     shared: str | None = None
     fused: bool = False
+    stacked: bool = False
     sigmoid: bool = False
 
 
@@ -84,6 +87,8 @@ class Family:
         mamba: layers of type "mamba" have the scan of Mamba-2 in place of attention, see `Mamba2`.
         linear_attention: layers of type "linear_attention" have the gated delta rule in place of
             attention, see `DeltaNet`; the others' attention has a gate.
+        delta_fused: the delta rule's projections are in_proj_qkvz and in_proj_ba, which have the
+            rows of one head of keys after those of another, in GGUF too.
         experts: the mixture of experts; None if MLPs are dense.
         defaults: transformers' values for missing keys of config.json that differ from
             `fields.DEFAULTS`. Only numbers: the fields above are the family's options.
@@ -91,6 +96,8 @@ class Family:
             other pattern.
         gguf_largest: the layers of the published model whose query_pre_attn_scalar is hidden_size /
             num_attention_heads in llama.cpp; it is head_dim for others.
+        mlx_wrapped: mlx-lm has the family only inside a model with a part for images, so that its
+            modules' names begin with language_model.
         gguf_head: llama.cpp needs a head, so a tied one is written as a second tensor.
         gguf_lacks: the names in `gguf_writer.LACKS` of options that llama.cpp does not have for
             this architecture.
@@ -124,10 +131,12 @@ class Family:
     gemma4: bool = False
     mamba: bool = False
     linear_attention: bool = False
+    delta_fused: bool = False
     experts: Experts | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
     gguf_own_windows: bool = False
     gguf_largest: int | None = None
+    mlx_wrapped: bool = False
     gguf_head: bool = False
     gguf_lacks: tuple[str, ...] = ()
 
@@ -183,6 +192,26 @@ _GRANITE_NUMBERS = {
 }
 _GRANITE_EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2}
 _QWEN = {"max_position_embeddings": 32768, "sliding_window": 4096, "max_window_layers": 28}
+
+_DELTA: dict[str, Any] = {
+    "qk_norm": "head",
+    "norm_offset": 1.0,
+    "partial_rotary": True,
+    "linear_attention": True,
+    "gguf_lacks": _GGUF_LACKS,
+}
+_DELTA_SIZES = {
+    "num_attention_heads": 16,
+    "head_dim": 256,
+    "max_position_embeddings": 32768,
+    "partial_rotary_factor": 0.25,
+    "full_attention_interval": 4,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "linear_conv_kernel_dim": 4,
+}
 
 # A family with the same layers is one more record.
 FAMILIES = {
@@ -255,28 +284,60 @@ FAMILIES = {
     "qwen3_5_text": Family(
         "Qwen3_5ForCausalLM",
         "qwen35",
-        qk_norm="head",
-        norm_offset=1.0,
-        partial_rotary=True,
-        linear_attention=True,
+        **_DELTA,
+        mlx_wrapped=True,
         defaults={
+            **_DELTA_SIZES,
             "vocab_size": 248320,
             "hidden_size": 4096,
             "intermediate_size": 12288,
             "num_hidden_layers": 32,
-            "num_attention_heads": 16,
             "num_key_value_heads": 4,
-            "head_dim": 256,
-            "max_position_embeddings": 32768,
-            "partial_rotary_factor": 0.25,
-            "full_attention_interval": 4,
-            "linear_num_key_heads": 16,
-            "linear_num_value_heads": 32,
-            "linear_key_head_dim": 128,
-            "linear_value_head_dim": 128,
-            "linear_conv_kernel_dim": 4,
         },
-        gguf_lacks=_GGUF_LACKS,
+    ),
+    "qwen3_5_moe_text": Family(
+        "Qwen3_5MoeForCausalLM",
+        "qwen35moe",
+        **_DELTA,
+        mlx_wrapped=True,
+        experts=Experts(
+            own_size=True,
+            normalize=True,
+            shared="shared_expert_intermediate_size",
+            stacked=True,
+        ),
+        defaults={
+            **_DELTA_SIZES,
+            "vocab_size": 248320,
+            "hidden_size": 2048,
+            "intermediate_size": None,
+            "num_hidden_layers": 40,
+            "num_key_value_heads": 2,
+            "num_experts": 256,
+            "num_experts_per_tok": 8,
+            "moe_intermediate_size": 512,
+            "shared_expert_intermediate_size": 512,
+        },
+    ),
+    "qwen3_next": Family(
+        "Qwen3NextForCausalLM",
+        "qwen3next",
+        **_DELTA,
+        delta_fused=True,
+        experts=Experts(own_size=True, shared="shared_expert_intermediate_size"),
+        defaults={
+            **_DELTA_SIZES,
+            "vocab_size": 151936,
+            "hidden_size": 2048,
+            "intermediate_size": 5632,
+            "num_hidden_layers": 48,
+            "num_key_value_heads": 2,
+            "num_experts": 512,
+            "num_experts_per_tok": 10,
+            "moe_intermediate_size": 512,
+            "shared_expert_intermediate_size": 512,
+            "norm_topk_prob": True,
+        },
     ),
     "mixtral": Family(
         "MixtralForCausalLM",

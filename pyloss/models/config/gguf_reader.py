@@ -178,6 +178,9 @@ def read_gguf_config(
         {f"{kind}_token_id": None for kind in _TOKENS},
         "tokenizer.ggml.",
     )
+    mixture = read_gguf_mixture(read, family)
+    if read["feed_forward_length"] is None and mixture is not None:  # no layer has an MLP
+        read["feed_forward_length"] = mixture.size
     return {
         **{field: read[key] for key, (_, field) in _REQUIRED.items()},
         **windows,
@@ -205,7 +208,7 @@ def read_gguf_config(
         **{name: read.get(name) for name in SOFTCAPS},
         "llama_4_scaling_beta": read.get("attention.temperature_scale") or None,
         **_multipliers(read, family),
-        "mixture": read_gguf_mixture(read, family),
+        "mixture": mixture,
         **read_gguf_delta(read, family),
         "mamba": (
             read_gguf_mamba(read, any(name.endswith(".ssm_conv1d.bias") for name in tensors))
@@ -272,7 +275,10 @@ def _read(metadata: Mapping[str, Any], path: str | os.PathLike[str]) -> tuple[st
     if family.query_growth:
         kinds |= _OF_GROWTH
     refuse_gguf_keys(path, arch, metadata, _KNOWN | set(kinds))
-    return found[0], Values(path, metadata, kinds, _DEFAULTS | _window_defaults(family), f"{arch}.")
+    defaults = _DEFAULTS | _window_defaults(family)
+    if family.defaults.get("intermediate_size", 0) is None:
+        defaults["feed_forward_length"] = None
+    return found[0], Values(path, metadata, kinds, defaults, f"{arch}.")
 
 
 def _window_defaults(family: Family) -> dict[str, Any]:

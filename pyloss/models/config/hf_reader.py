@@ -200,6 +200,8 @@ def read_hf_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     mixture = read_hf_mixture(read, family)
     if family.gguf_dense is not None and mixture is None:
         read["intermediate_size"] = read["shared_intermediate_size"]
+    if read["intermediate_size"] is None and mixture is not None:  # no layer has an MLP
+        read["intermediate_size"] = mixture.size
     own = (*_REQUIRED, *DEFAULTS, "bos_token_id", "eos_token_id", "pad_token_id")
     windows = _windows(read, family, model_type, no_rope_layers)
     return {

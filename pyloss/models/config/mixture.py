@@ -65,7 +65,9 @@ class Mixture:
             "num_local_experts": self.count,
         }
         if family.experts.normalize is None:
-            content |= {"num_experts": self.count, "norm_topk_prob": self.normalize}
+            content["norm_topk_prob"] = self.normalize
+        if family.experts.own_size or family.experts.normalize is None:
+            content["num_experts"] = self.count
         if family.experts.shared:
             content[family.experts.shared] = self.shared_size
         if family.experts.own_size:

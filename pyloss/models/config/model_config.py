@@ -384,9 +384,12 @@ class ModelConfig:
                 **(content.pop("rope_scaling") or {}),
                 "rope_theta": self.rope_theta,
                 "partial_rotary_factor": self.rotary_factor,
-                "mrope_section": mrope_sections(self.rotary_dim // 2),
-                "mrope_interleaved": True,
             }
+            if not family.delta_fused:  # which has no variant with images
+                content["rope_parameters"] |= {
+                    "mrope_section": mrope_sections(self.rotary_dim // 2),
+                    "mrope_interleaved": True,
+                }
         if family.softcaps:  # a missing key would be the family's default
             content |= {name: own[name] for name in SOFTCAPS}
         if family.window_switch:

@@ -27,13 +27,14 @@ from pyloss.models.config.mamba import Mamba2
 from pyloss.models.config.model_config import ModelConfig
 from pyloss.models.config.rope_scaling import gguf_scaling, llama3_factors
 from pyloss.models.files.mixtures import ALIASES, MIXTURES, Mixture
-from pyloss.models.files.names import gguf_name, shared_parts
+from pyloss.models.files.names import gguf_name
+from pyloss.models.files.parts import gguf_parts, plainly_stored, rows_of
 from pyloss.models.files.sources import with_rows
 from pyloss.models.saving import refuse_adapters
 from pyloss.models.text.gguf_vocabulary import model_name, vocabulary_metadata
 from pyloss.models.transformer import Model
 from pyloss.runtime.device import to_device
-from pyloss.weights.formats import FLOATS, SEARCHED
+from pyloss.weights.formats import FLOATS
 from pyloss.weights.stack import WeightStack
 from pyloss.weights.weight import FORMATS, Weight, row_bytes
 
@@ -289,7 +290,8 @@ def _hyperparameters(c: ModelConfig) -> dict[str, Any]:
         values["shortconv.l_cache"] = c.conv_L_cache
     if c.delta is not None and c.layer_types is not None:
         values |= c.delta.to_gguf(c.layer_types)
-        values["rope.dimension_sections"] = [*mrope_sections(c.rotary_dim // 2), 0]
+        if not c.family.delta_fused:
+            values["rope.dimension_sections"] = [*mrope_sections(c.rotary_dim // 2), 0]
     if c.mamba is not None:
         heads, layers = c.num_key_value_heads, range(c.num_hidden_layers)
         values["attention.head_count_kv"] = [0 if c.scanned(i) else heads for i in layers]
@@ -392,7 +394,7 @@ def _values(model: Model) -> dict[str, Any]:
     values |= {name: to_device(array, "cpu") for name, array in arrays.items()}
     if model.config.family.gguf_head and model.lm_head is None:
         values["lm_head.weight"] = values["model.embed_tokens.weight"]
-    return dict(_apart(values, model.config.mixture is not None))
+    return dict(_apart(values, model.config))
 
 
 def _tensors(
@@ -411,12 +413,16 @@ def _tensors(
         yield GGUFTensor(
             "rope_freqs.weight", divisors.shape, "f32", lambda: divisors.view(np.uint8)
         )
+    for name, mean in list(importance.items()):
+        rows = model.stored()[name].shape[0] if name in model.stored() else 0
+        importance = {**importance, **dict.fromkeys(gguf_parts(name, rows, c), mean)}
+    delta = None if c.family.delta_fused else c.delta
     for name, value in _values(model).items():
         head_dim = interleaved_head(c, name)
         columns = importance.get(name)
-        if c.delta is not None:
-            value = _in_delta_order(c.delta, name, value)
-            if columns is not None and (order := c.delta.gguf_columns(name)) is not None:
+        if delta is not None:
+            value = _in_delta_order(delta, name, value)
+            if columns is not None and (order := delta.gguf_columns(name)) is not None:
                 columns = columns[order]
         if isinstance(value, np.ndarray) and value.ndim == 1:
             if name.endswith(".A_log"):
@@ -448,19 +454,14 @@ def _of_mamba(sizes: Mamba2, name: str, stored_name: str, value: np.ndarray) -> 
     return GGUFTensor(stored_name, shape, "f32", partial(value.view, np.uint8))
 
 
-def _apart(values: Mapping[str, Any], experts: bool) -> Iterator[tuple[str, Any]]:
-    """The tensors with the parts that GGUF stores of Granite's shared experts."""
+def _apart(values: Mapping[str, Any], config: ModelConfig) -> Iterator[tuple[str, Any]]:
+    """The tensors, with the parts that GGUF stores of some."""
     for name, value in values.items():
-        parts = shared_parts(name, experts)
+        parts = gguf_parts(name, value.shape[0], config)
         if not parts:
             yield name, value
-        rows = value.shape[0] // max(len(parts), 1)
-        for i, part in enumerate(parts):
-            begin, end = i * rows, (i + 1) * rows
-            if isinstance(value, np.ndarray):
-                yield part, value[begin:end]
-            else:
-                yield part, value.slice_rows(begin, end)
+        for part, rows in parts.items():
+            yield part, rows_of(value, rows)
 
 
 def _in_delta_order(
@@ -478,10 +479,7 @@ def _in_delta_order(
     if rows is not None and value.columns is None and value.groups is None:
         return with_rows(value, np.argsort(rows))
     plain = value.dequantize()
-    plain = plain[rows] if columns is None else plain[:, columns]
-    # f16 holds the values of K-quants, a second search for scales would not
-    kept = FORMATS[value.format].encodes and value.groups is None and value.format not in SEARCHED
-    return Weight.quantize(np.ascontiguousarray(plain), value.format if kept else "f16")
+    return plainly_stored(plain[rows] if columns is None else plain[:, columns], value)
 
 
 def _reordered(vector: np.ndarray, head_dim: int) -> np.ndarray:

@@ -30,6 +30,8 @@ _GGUF_NAMES = {
     "model.layers.{}.expert_bias": "blk.{}.exp_probs_b",
     "model.layers.{}.linear_attn.in_proj_qkv": "blk.{}.attn_qkv",
     "model.layers.{}.linear_attn.in_proj_z": "blk.{}.attn_gate",
+    "model.layers.{}.linear_attn.in_proj_qkvz": "blk.{}.ssm_in",
+    "model.layers.{}.linear_attn.in_proj_ba": "blk.{}.ssm_ba",
     "model.layers.{}.linear_attn.in_proj_b": "blk.{}.ssm_beta",
     "model.layers.{}.linear_attn.in_proj_a": "blk.{}.ssm_alpha",
     "model.layers.{}.linear_attn.conv1d": "blk.{}.ssm_conv1d",
@@ -58,6 +60,7 @@ _GGUF_NAMES = {
             "gate": "ffn_gate_inp",
             "router.layer": "ffn_gate_inp",
             "switch_mlp.gate_proj": "ffn_gate_exps",
+            "switch_mlp.gate_up_proj": "ffn_gate_up_exps",
             "switch_mlp.up_proj": "ffn_up_exps",
             "switch_mlp.down_proj": "ffn_down_exps",
             "shared_expert_gate": "ffn_gate_inp_shexp",
@@ -153,6 +156,20 @@ def mlx_names(name: str, family: Family, experts: bool) -> list[str]:
         at, found, matrix = name.partition(".feed_forward.w")
         return [f"{at}.feed_forward.{MLX_MLP[f'w{matrix[0]}']}{matrix[1:]}"] if found else [name]
     return [name] if experts else shared_parts(name, False) or [name]
+
+
+#: Experts' gates above ups, and downs, in a block of transformers 5, and in Granite's files.
+STACKS = (
+    ("experts.gate_up_proj", "experts.down_proj"),
+    ("input_linear.weight", "output_linear.weight"),
+)
+
+
+def stack_names(family: Family) -> tuple[str, str] | None:
+    """The one of `STACKS` that a family's files have; None: they have a matrix per expert."""
+    if family.experts is None or not (family.experts.stacked or family.experts.fused):
+        return None
+    return STACKS[family.experts.fused]
 
 
 def expert_name(name: str, family: Family, expert: int) -> str:

@@ -12,7 +12,8 @@ from pyloss.io.tensor_file import StoredTensor, TensorFile, layers_held
 from pyloss.models.config.gguf_reader import LONGROPE_FACTORS
 from pyloss.models.config.model_config import ModelConfig
 from pyloss.models.config.rope_scaling import long_from
-from pyloss.models.files.names import MLX_MLP, expert_name, gguf_name, shared_parts
+from pyloss.models.files.names import MLX_MLP, STACKS, expert_name, gguf_name, shared_parts
+from pyloss.models.files.parts import gguf_parts
 from pyloss.models.files.quantized import Quantization
 from pyloss.weights.formats import FORMATS
 from pyloss.weights.stack import WeightStack
@@ -20,11 +21,6 @@ from pyloss.weights.weight import Weight
 
 # Rotary tables of some files. pyloss computes them, and reads GGUF's factors separately.
 _TABLES = ("rotary_emb.inv_freq", "attn_rot_embd.weight", "rope_freqs.weight")
-# Experts' gates above ups, and downs, in a block of transformers 5, and in Granite's files.
-_STACKS = (
-    ("experts.gate_up_proj", "experts.down_proj"),
-    ("input_linear.weight", "output_linear.weight"),
-)
 # Prefixes of tensors for images and sound.
 _OTHER_INPUTS = (
     "vision_tower.", "multi_modal_projector.", "model.vision_tower.",
@@ -149,7 +145,10 @@ class Source:
         return name
 
     def _find(self, name: str, *shape: int) -> StoredTensor:
-        tensor = self.file.tensor(self._stored_name(name))
+        return self._checked(self._stored_name(name), *shape)
+
+    def _checked(self, stored_name: str, *shape: int) -> StoredTensor:
+        tensor = self.file.tensor(stored_name)
         if tensor.shape != shape:
             raise FormatError(
                 tensor.path,
@@ -226,7 +225,7 @@ class FolderSource(Source):
         block, _, part = name.partition(".switch_mlp.")
         if self.has(f"{name}.weight"):
             return super().experts(name, count, rows, cols)
-        for gate_up, down in _STACKS:
+        for gate_up, down in STACKS:
             if part == "down_proj" and self.has(f"{block}.{down}"):
                 return self._find(f"{block}.{down}", count, rows, cols).stack()
             if part != "down_proj" and self.has(f"{block}.{gate_up}"):
@@ -262,10 +261,9 @@ class GGUFSource(Source):
 
     def __init__(self, file: TensorFile, config: ModelConfig) -> None:
         super().__init__(file)
-        self._family = config.family
-        self._experts = config.mixture is not None
+        self._family, self._config = config.family, config
         self._head_dim = config.head_dim if self._family.gguf_interleaved else 0
-        self._delta = config.delta
+        self._delta = None if config.family.delta_fused else config.delta
         if long_from(config.rope_scaling) is not None:
             for name in LONGROPE_FACTORS:  # which the configuration was read from
                 self.file.tensor(name)
@@ -306,9 +304,15 @@ class GGUFSource(Source):
 
     def matrix(self, name: str, rows: int, cols: int, rotary: bool = False) -> Weight:
         """See `Source`."""
-        if parts := shared_parts(f"{name}.weight", self._experts):
-            each = rows // len(parts)
-            return self._joined([self._find(part, each, cols).weight() for part in parts], parts)
+        parts = gguf_parts(f"{name}.weight", rows, self._config)
+        fused = self._family.delta_fused and self.has(f"{name}.weight")
+        if parts and not fused:  # early files of Qwen3-Next have the whole
+            found = [self._find(part, len(own), cols).weight() for part, own in parts.items()]
+            order = np.concatenate(list(parts.values()))
+            if self._family.delta_fused and len({part.format for part in found}) > 1:
+                found = [Weight.quantize(part.dequantize(), "f16") for part in found]
+            joined = self._joined(found, list(parts))
+            return joined if (np.diff(order) == 1).all() else with_rows(joined, order)
         stored = self.file.tensors.get(self._stored_name(f"{name}.weight"))
         if rows == 1 and stored is not None and stored.shape == (cols,):  # of older converters
             self.file.tensor(stored.name)
@@ -318,6 +322,16 @@ class GGUFSource(Source):
             weight = with_rows(weight, self._delta.gguf_rows(name))
             weight = with_columns(weight, self._delta.gguf_columns(name))
         return weight
+
+    def experts(self, name: str, count: int, rows: int, cols: int) -> WeightStack:
+        """See `Source`. Gates and ups may be one tensor."""
+        block, _, part = name.partition(".switch_mlp.")
+        both = self._stored_name(f"{block}.switch_mlp.gate_up_proj.weight")
+        if part == "down_proj" or both not in self.file:
+            return super().experts(name, count, rows, cols)
+        stack = self._checked(both, count, 2 * rows, cols).stack()
+        first = rows * (part == "up_proj")
+        return WeightStack([one.slice_rows(first, first + rows) for one in stack.matrices])
 
     def _layers(self) -> str:
         return "blk."

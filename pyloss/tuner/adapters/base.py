@@ -11,12 +11,12 @@ import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
 
-from pyloss.checks.numbers import real, whole
+from pyloss.checks.numbers import real, shown, whole
 from pyloss.errors import FormatError, counted, listed
 from pyloss.io.files import PathLike
 from pyloss.models.transformer import Model
@@ -124,21 +124,26 @@ def read_base(path: PathLike, metadata: Mapping[str, str]) -> Base | None:
     return base_from(path, told)
 
 
-def base_from(path: PathLike, fields: Any) -> Base:
-    """The base of these `fields`, which the file `path` has. Raises FormatError."""
+def base_from(path: PathLike, told: Any) -> Base:
+    """The base of these fields, which the file `path` has. Raises FormatError."""
+    names = [field.name for field in fields(Base)]
     try:
-        told = Base(**fields)
+        if not isinstance(told, dict) or set(told) != set(names):
+            raise TypeError(f"expected an object of {', '.join(names)}, got {shown(told)}")
         for name in ("num_hidden_layers", "hidden_size"):
-            whole(getattr(told, name), name, 0)
-        for text in (told.model_type, told.format, "" if told.name is None else told.name):
-            if not isinstance(text, str):
-                raise TypeError(f"{text!r:.80} is no text")
-        for name, numbers in told.weights.items():
+            whole(told[name], name, 0)
+        for name in ("name", "model_type", "format"):
+            if not isinstance(told[name], str) and (name != "name" or told[name] is not None):
+                raise TypeError(f"{name} must be text, got {shown(told[name])}")
+        weights = told["weights"]
+        if not isinstance(weights, dict) or not all(type(w) is list for w in weights.values()):
+            raise TypeError(f"weights must be lists of numbers by name, got {shown(weights)}")
+        for name, numbers in weights.items():
             for number in numbers:
                 real(number, name)
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError) as error:
         raise FormatError(path, BASE_KEY, f"is not the base of an adapter: {error}") from None
-    return told
+    return Base(**told)
 
 
 def warn_of_other_base(model: Any, base: Base | None, path: PathLike) -> None:

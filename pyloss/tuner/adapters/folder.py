@@ -134,10 +134,13 @@ def _for_mlx(model: Any, layers: dict[str, Adapter], config: Any) -> tuple[dict[
 
     def renamed(name: str) -> str:
         (found,) = mlx_names(f".{name}.weight", family, True)
-        return found.removeprefix(".").removesuffix(".weight")
+        whole = family.mlx_wrapped and name.startswith(("model.", "lm_head"))
+        prefix = "language_model." if whole else ""
+        return prefix + found.removeprefix(".").removesuffix(".weight")
 
     parameters = (config or {}).get("lora_parameters") or {}
     if keys := parameters.get("keys"):
+        # keys within a layer have no prefix
         parameters = {**parameters, "keys": [renamed(key) for key in keys]}
         config = {**config, "lora_parameters": parameters}
     return {renamed(name): layer for name, layer in layers.items()}, config

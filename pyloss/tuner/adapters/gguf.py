@@ -14,7 +14,8 @@ from pyloss.models.files.gguf_writer import (
     stored_order,
     write_gguf_file,
 )
-from pyloss.models.files.names import gguf_name, shared_parts
+from pyloss.models.files.names import gguf_name
+from pyloss.models.files.parts import gguf_parts
 from pyloss.nn import Embedding
 from pyloss.tuner.adapters.adapter import storable_adapters
 from pyloss.tuner.adapters.low_rank import LowRankAdapter
@@ -54,16 +55,16 @@ def write_lora_gguf(model: Model, path: str | os.PathLike[str], name: str | None
     tensors = []
     for module, adapter in adapters.items():
         config, name_of = model.config, f"{module}.weight"
-        parts = shared_parts(name_of, config.mixture is not None) or [name_of]
         a, b = _factors(adapter, interleaved_head(model.config, f"{module}.weight"))
-        if config.delta is not None:
+        if config.delta is not None and not config.family.delta_fused:
             rows, columns = config.delta.gguf_rows(module), config.delta.gguf_columns(module)
             b = b if rows is None else b[rows]
             a = a if columns is None else a[:, columns]
         b = b * np.float32(adapter.scale * adapter.rank / alpha)
-        for part, rows in zip(parts, np.split(b, len(parts), axis=-2), strict=True):
+        parts = gguf_parts(name_of, b.shape[-2], config) or {name_of: np.arange(b.shape[-2])}
+        for part, rows in parts.items():
             stem = gguf_name(part, config.family)
-            for half, array in (("lora_a", a), ("lora_b", rows)):
+            for half, array in (("lora_a", a), ("lora_b", b[..., rows, :])):
                 data = np.ascontiguousarray(array).view(np.uint8)
                 tensors.append(GGUFTensor(f"{stem}.{half}", array.shape, "f32", data.view))
     metadata: dict[str, Any] = {

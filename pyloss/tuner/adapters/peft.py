@@ -54,6 +54,8 @@ _SUFFIXES = {
     ".lora_magnitude_vector.weight": "m",
 }
 
+_EXPERTS_NAMES = (".gate_proj", ".up_proj", ".down_proj")
+
 # Settings that change what an adapter computes, with the values that mean "not used".
 _INACTIVE = {
     "bias": ("none", None),
@@ -259,7 +261,9 @@ def write_peft(
         if name.removesuffix(".layer") in blocks:  # of a Granite
             router, target = True, name.removesuffix(".layer")
         at = f"{_PREFIX}{target}"
-        if router:  # in transformers a parameter of its block, not a layer
+        # PEFT takes the names of MLPs' matrices beside experts for those of the experts.
+        beside = bool(blocks) and kind == "lora" and target.endswith(_EXPERTS_NAMES)
+        if router or beside:  # a router is a parameter of its block in transformers, not a layer
             target += ".weight"
             parameters.append(target)
         ranks[target], alphas[target] = layer.rank, _plain(layer.scale * layer.rank)

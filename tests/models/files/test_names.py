@@ -32,6 +32,9 @@ DELTA = (
     *(f"linear_attn.{part}" for part in ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "conv1d", "norm", "out_proj")),
     "input_layernorm", "post_attention_layernorm", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
 )  # fmt: skip
+# Qwen3-Next's in place of four of these.
+FUSED_DELTA = ("linear_attn.in_proj_qkvz", "linear_attn.in_proj_ba")
+APART = tuple(f"linear_attn.in_proj_{part}" for part in ("qkv", "z", "b", "a"))
 QK_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
 EXPERTS = ("gate", "switch_mlp.gate_proj", "switch_mlp.up_proj", "switch_mlp.down_proj")
 SHARED = ("gate_proj", "up_proj", "down_proj")
@@ -59,7 +62,12 @@ def test_names_of_families(name):
     (arch,) = [arch for arch, text in gguf.MODEL_ARCH_NAMES.items() if text == family.gguf]
     table = gguf.get_tensor_name_map(arch, 12)
     layer = (
-        DELTA
+        [
+            part
+            for part in DELTA + FUSED_DELTA * family.delta_fused
+            if not (family.experts and part.startswith("mlp."))
+            and not (family.delta_fused and part in APART)
+        ]
         if family.linear_attention
         else LFM2
         if family.short_conv
