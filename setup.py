@@ -56,11 +56,18 @@ if X86:
     # Dots of bfloat16 are used where the processor has them; see pl_has_bf16_dots.
     ISA_FLAGS["avx512"] += ["-mavx512bf16", "-mprefer-vector-width=512"]
 
+# Dots of bytes, used where the processor has them (pl_has_int8_dots), if the compiler knows them: the
+# unit "int8" is compiled again with these.
+DOT_FLAGS = {
+    "avx2": ("-mavxvnni", "-DPL_AVX_VNNI"),
+    "avx512": ("-mavx512vnni", "-DPL_AVX512_VNNI"),
+}
+
 # The tile unit, used where processor and system have it (pl_amx_missing), if the compiler knows it.
 AMX_FLAGS = ["-mamx-tile", "-mamx-bf16"]
 
 # What kernels/kernels.tpl.h compiles of an instruction set at a time, the longest first.
-UNITS = ["products", "losses", "layers", "maps", "table"]
+UNITS = ["products", "losses", "layers", "int8", "maps", "table"]
 
 SOURCES = sorted(
     path
@@ -122,6 +129,11 @@ class BuildKernels(build_ext):
         if X86 and self.accepts(["-Werror", *AMX_FLAGS], folder):
             flags_of = {**ISA_FLAGS, "avx512": [*ISA_FLAGS["avx512"], *AMX_FLAGS]}
             common = [*CFLAGS, "-DPL_AMX"]
+        dots = {}
+        for isa, (flag, macro) in DOT_FLAGS.items():
+            if isa in flags_of and self.accepts(["-Werror", flag], folder):
+                dots[isa] = flag
+                common = [*common, macro]
         include_dirs = [*ext.include_dirs, "csrc", folder]
         jobs = [
             (
@@ -131,6 +143,14 @@ class BuildKernels(build_ext):
             )
             for unit in UNITS
             for isa, flags in reversed(flags_of.items())
+        ]
+        jobs += [
+            (
+                f"csrc/kernels/isa_{isa}.c",
+                [*flags_of[isa], flag, "-DPL_UNIT_INT8", "-DPL_DOTS"],
+                os.path.join(self.build_temp, "int8_dots"),
+            )
+            for isa, flag in dots.items()
         ]
         jobs += [(source, [], self.build_temp) for source in (*ext.sources, texts)]
 

@@ -149,6 +149,8 @@ const pl_table *pl_table_at(int index);
 int pl_cpu_count(void);
 /* Whether the processor has instructions for dots of bfloat16 pairs (avx512_bf16). */
 int pl_has_bf16_dots(void);
+/* Whether the processor has instructions for dots of bytes: avx512_vnni, else avx_vnni. */
+int pl_has_int8_dots(int avx512);
 /* Why this process cannot use the tile unit (amx_tile, amx_bf16), or NULL. With `request` the
  * operating system is asked for the unit, which it gives to a process once and for all. */
 const char *pl_amx_missing(int request);
@@ -165,13 +167,19 @@ void pl_encode(int format, const float *x, const float *importance, int64_t rows
  * after the other; PL_BFLOAT16_EMULATED does so without the processor's bfloat16 instructions.
  * PL_BFLOAT16_TILES sums in the order of the tile unit (matmul/amx.tpl.h) and uses it; it may be
  * set only where pl_amx_missing(1) is NULL. PL_BFLOAT16_TILES_EMULATED gives the same bits on any
- * processor. In both, attention's products are rounded, too (attention/amx.tpl.h). */
+ * processor. In both, attention's products are rounded, too (attention/amx.tpl.h).
+ * With PL_INT8 forward products of quantized weights are integer dots (matmul/int8.tpl.h);
+ * PL_INT8_EMULATED computes the same bits without the processor's instructions for them.
+ * PL_INT8_TILES is PL_INT8 for few rows, and otherwise PL_BFLOAT16_TILES. */
 typedef enum {
     PL_FLOAT32,
     PL_BFLOAT16,
     PL_BFLOAT16_EMULATED,
     PL_BFLOAT16_TILES,
-    PL_BFLOAT16_TILES_EMULATED
+    PL_BFLOAT16_TILES_EMULATED,
+    PL_INT8,
+    PL_INT8_EMULATED,
+    PL_INT8_TILES
 } pl_precision;
 extern const char *const pl_precision_names[]; /* NULL past the end */
 pl_precision pl_matmul_precision(void);

@@ -162,13 +162,15 @@ static PyObject *py_matmul_precision(PyObject *self, PyObject *unused) {
 static int precision_named(const char *name) {
     for (int i = 0; pl_precision_names[i]; i++) {
         if (strcmp(pl_precision_names[i], name)) continue;
-        const char *missing = i == PL_BFLOAT16_TILES ? pl_amx_missing(1) : NULL;
+        const int tiles = i == PL_BFLOAT16_TILES || i == PL_INT8_TILES;
+        const char *missing = tiles ? pl_amx_missing(1) : NULL;
         if (!missing) return i;
         PyErr_Format(PyExc_ValueError, "no products by the tile unit: %s", missing);
         return -1;
     }
     PyErr_Format(PyExc_ValueError,
-                 "the precision of matrix products must be float32 or bfloat16, not '%s'", name);
+                 "the precision of matrix products must be float32, bfloat16 or int8, not '%s'",
+                 name);
     return -1;
 }
 
@@ -204,6 +206,13 @@ static PyObject *py_amx_missing(PyObject *self, PyObject *args) {
 static PyObject *py_has_bf16_dots(PyObject *self, PyObject *unused) {
     (void)self, (void)unused;
     return PyBool_FromLong(pl_has_bf16_dots());
+}
+
+static PyObject *py_has_int8_dots(PyObject *self, PyObject *args) {
+    (void)self;
+    int avx512;
+    if (!PyArg_ParseTuple(args, "p", &avx512)) return NULL;
+    return PyBool_FromLong(pl_has_int8_dots(avx512));
 }
 
 static PyObject *py_buffer_stats(PyObject *self, PyObject *unused) {
@@ -254,6 +263,8 @@ static PyMethodDef functions[] = {
      "Why this process cannot use the tile unit, or None; whether to ask the system for it."},
     {"has_bf16_dots", py_has_bf16_dots, METH_NOARGS,
      "Whether the processor has instructions for dot products of bfloat16."},
+    {"has_int8_dots", py_has_int8_dots, METH_VARARGS,
+     "Whether the processor has dots of bytes: avx512_vnni, or else avx_vnni."},
     {"buffer_stats", py_buffer_stats, METH_NOARGS,
      "Bytes of reused buffers: in use, cached, and the peak of those in use."},
     {"trim", py_trim, METH_NOARGS, "Returns cached buffers to the system."},

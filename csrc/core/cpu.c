@@ -10,7 +10,7 @@
 #include <sched.h>
 #include <sys/syscall.h>
 #endif
-#ifdef PL_AMX
+#ifdef PL_X86
 #include <cpuid.h>
 #endif
 
@@ -33,6 +33,25 @@ int pl_has_bf16_dots(void) {
 #ifdef PL_X86
     return __builtin_cpu_supports("avx512bf16") != 0;
 #else
+    return 0;
+#endif
+}
+
+int pl_has_int8_dots(int avx512) {
+#ifdef PL_X86
+    /* Not by __builtin_cpu_supports: some compilers do not know the newer name. The system's
+     * support of the registers is that of the tables. */
+    enum { AVX512_VNNI = 1 << 11, AVX_VNNI = 1 << 4 };
+    static _Atomic int found[2]; /* 1 with a bit for yes: asking takes long in virtual machines */
+    if (!found[!!avx512]) {
+        unsigned a, b, c, d;
+        const int yes = avx512 ? __get_cpuid_count(7, 0, &a, &b, &c, &d) && (c & AVX512_VNNI)
+                               : __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & AVX_VNNI);
+        found[!!avx512] = 1 | yes << 1;
+    }
+    return found[!!avx512] >> 1;
+#else
+    (void)avx512;
     return 0;
 #endif
 }

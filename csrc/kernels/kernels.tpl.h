@@ -10,6 +10,10 @@
 #include "matmul/norms.tpl.h"
 #endif
 
+#ifdef PL_UNIT_INT8
+#include "matmul/int8.tpl.h"
+#endif
+
 #ifdef PL_UNIT_LAYERS
 #include "layers/rows.tpl.h"
 #include "layers/columns.tpl.h"

@@ -270,8 +270,10 @@ UNUSED static void amx_multiply(const amx_product *t, int form UNUSED) {
 static int amx_form(void) {
     switch (pl_matmul_precision()) {
 #ifdef AMX_COMPILED
+    case PL_INT8_TILES:
     case PL_BFLOAT16_TILES: return AMX;
 #else
+    case PL_INT8_TILES:
     case PL_BFLOAT16_TILES:
 #endif
     case PL_BFLOAT16_TILES_EMULATED: return AMX_EMULATED;

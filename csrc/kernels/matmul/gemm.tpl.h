@@ -29,6 +29,7 @@
 #include "amx_pieces.tpl.h"
 #include "blocks.tpl.h"
 #include "gemv.tpl.h"
+#include "int8.h"
 #include "pack.tpl.h"
 #include "product.h"
 #include "tile.tpl.h"
@@ -229,7 +230,7 @@ static void fill_batch(batch *all, const gemm *groups, int64_t count, int64_t *g
     for (; *group < count && all->count < BATCH; ++*group) {
         const gemm *g = groups + *group;
         int mr = is_amx(g->form) ? AMX_BLOCK : g->form == FLOATS ? tiles[tile_kernel(g->m)].mr : MR;
-        if (g->m == 0 || g->n == 0 || is_gemv(g)) continue;
+        if (g->m == 0 || g->n == 0 || is_gemv(g) || is_int8(g->form)) continue;
         int64_t rest = g->m - *row0, most = rest < MS + mr ? rest : round_up(MS, mr);
         /* Rows a multiple of 4 KB apart map to the same lines of the first cache, and very long
          * rows to many pages: pack these. */
@@ -333,10 +334,42 @@ static void begin_depth(batch *all, int64_t k0) {
     }
 }
 
+static pl_status gemm_run_all(const gemm *groups, int64_t count);
+
+/* Runs the products in int8 among `groups`. Before them the rows of L that are not given: those of
+ * many rows are products of their own, in float32. */
+static pl_status int8_run_all(const gemm *groups, int64_t count) {
+    int any = 0, dots = 0, lows = 0, few = 0;
+    for (const gemm *g = groups; g < groups + count; g++) {
+        any |= is_int8(g->form);
+        dots |= g->form == INT8_DOTS;
+        if (is_int8(g->form) && g->rank && !g->low_given) is_few_int8(g) ? few++ : lows++;
+    }
+    if (!any) return PL_OK;
+    if (few) pl_parallel(count * SKINNY_M, SKINNY_M, gemv_low, groups);
+    gemm *low = lows ? pl_acquire((size_t)lows * sizeof *low) : NULL;
+    if (lows && !low) return PL_NO_MEMORY;
+    lows = 0;
+    for (const gemm *g = groups; low && g < groups + count; g++)
+        if (is_int8(g->form) && g->rank && !g->low_given && !is_few_int8(g))
+            low[lows++] = (gemm){.m = g->m,
+                                 .n = g->rank,
+                                 .k = g->k,
+                                 .a = {g->a.data, g->a.stride, 0, g->down_scale},
+                                 .b = g->down,
+                                 .b_transposed = g->down_transposed,
+                                 .c = g->low};
+    const pl_status status = lows ? gemm_run_all(low, lows) : PL_OK;
+    pl_release(low);
+    if (status != PL_OK) return status;
+    return dots ? INT8_QUICKEST_RUN(groups, count) : INT8_PLAIN_RUN(groups, count);
+}
+
 /* Runs independent products together, such as those of experts, so that small ones too keep all
  * threads busy. */
 static pl_status gemm_run_all(const gemm *groups, int64_t count) {
-    const pl_status status = gemv_run_all(groups, count);
+    pl_status status = int8_run_all(groups, count);
+    if (status == PL_OK) status = gemv_run_all(groups, count);
     if (status != PL_OK) return status;
     batch all = {.threads = pl_num_threads()};
     float *scratch = NULL;

@@ -102,8 +102,10 @@ typedef struct {
 
 /* Whether each element of C is summed in the order of gemv_rows. */
 INLINE int is_gemv(const gemm *g) {
-    return g->m <= SKINNY_M && g->b_transposed && !g->a.transposed;
+    return g->m <= SKINNY_M && g->b_transposed && !g->a.transposed && !is_int8(g->form);
 }
+
+INLINE int is_few_int8(const gemm *g) { return g->m <= SKINNY_M && is_int8(g->form); }
 
 static void gemv_piece(const void *context, int64_t begin, int64_t end, int worker) {
     const gemv_job *job = context;
@@ -159,13 +161,13 @@ static void wide_columns(const float *a, const float *p, int64_t k, int64_t stri
 }
 
 /* Rows of L of the products, numbered from group * SKINNY_M on; D is float32, as adapters store
- * it. */
+ * it. Those of few rows in int8 have theirs from here, too. */
 static void gemv_low(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
     enum { COLUMNS = 64 };
     for (int64_t row = begin; row < end; row++) {
         const gemm *g = (const gemm *)context + row / SKINNY_M;
         const int64_t i = row % SKINNY_M;
-        if (i >= g->m || !is_gemv(g) || !g->rank || g->low_given) continue;
+        if (i >= g->m || !(is_gemv(g) || is_few_int8(g)) || !g->rank || g->low_given) continue;
         const float *p = (const float *)g->down.data, *a = g->a.data + i * g->a.stride;
         float *low = g->low + i * g->rank;
         for (int64_t j = 0; j < g->rank && g->down_transposed; j++)

@@ -4,11 +4,24 @@
 #include "../kernel.h"
 #include "gemm.tpl.h"
 
+/* The form of a forward product in int8, or FLOATS. Where tiles of bfloat16 multiply many rows,
+ * int8 is for few. */
+static int int8_form(int64_t rows, int format) {
+    if (pl_is_floats(format) || pl_has_table(format)) return FLOATS;
+    const pl_precision precision = pl_matmul_precision();
+    if (precision == PL_INT8_EMULATED) return INT8;
+    if (precision != PL_INT8 && (precision != PL_INT8_TILES || rows > SKINNY_M)) return FLOATS;
+    return INT8_DOTS_COMPILED && pl_has_int8_dots(PL_BYTES == 64) ? INT8_DOTS : INT8;
+}
+
 /* The form in which a layer of this many rows multiplies. Few rows wait for memory or for the
  * expansion of B, so that bfloat16 would gain little. */
-static int layer_form(int64_t rows, int backward) {
-    if (rows <= (backward ? SMALL_M : SKINNY_M)) return FLOATS;
+static int layer_form(int64_t rows, int backward, int format) {
+    const int form = backward ? FLOATS : int8_form(rows, format);
+    if (form != FLOATS || rows <= (backward ? SMALL_M : SKINNY_M)) return form;
     switch (pl_matmul_precision()) {
+    case PL_INT8:
+    case PL_INT8_EMULATED:
     case PL_FLOAT32: return FLOATS;
     case PL_BFLOAT16: return NATIVE_PAIRS_COMPILED && pl_has_bf16_dots() ? NATIVE_PAIRS : PAIRS;
     case PL_BFLOAT16_EMULATED: return PAIRS;
@@ -26,7 +39,7 @@ INLINE gemm dense_product(const float *x, int64_t rows, const pl_weight *w, int 
                   .a = {x, k, 0, 1},
                   .b = *w,
                   .b_transposed = !backward,
-                  .form = layer_form(rows, backward),
+                  .form = layer_form(rows, backward, w->format),
                   .c = out};
 }
 

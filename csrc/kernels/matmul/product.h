@@ -11,9 +11,11 @@ enum { SMALL_M = 4, SKINNY_M = 32 };
 /* How operands are packed: as float32, or rounded to bfloat16 with two depths to a word (see
  * narrow.h). PAIRS multiplies these words by float32 instructions, NATIVE_PAIRS by bfloat16
  * ones. AMX multiplies tiles of them (amx.tpl.h); AMX_EMULATED computes the same bits on any
- * processor. */
-enum { FLOATS, PAIRS, NATIVE_PAIRS, AMX_EMULATED, AMX };
-INLINE int is_amx(int form) { return form >= AMX_EMULATED; }
+ * processor. INT8 rounds A to bytes and takes B's codes (int8.tpl.h), INT8_DOTS by the processor's
+ * instructions for dots of bytes. */
+enum { FLOATS, PAIRS, NATIVE_PAIRS, AMX_EMULATED, AMX, INT8, INT8_DOTS };
+INLINE int is_amx(int form) { return form == AMX_EMULATED || form == AMX; }
+INLINE int is_int8(int form) { return form == INT8 || form == INT8_DOTS; }
 
 /* The left operand A [m, k], times a factor: rows of `stride` elements, or columns if
  * transposed. */
