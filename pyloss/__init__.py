@@ -173,11 +173,12 @@ def info() -> dict[str, Any]:
 
     `isa` is the instruction set in use, `isas` are those available. `bfloat16` is how products in
     that precision are computed: by "amx_bf16", by "avx512_bf16", or "emulated"; `bfloat16_reason`
-    says why, and how fast they are beside float32's. `buffers` counts bytes.
+    says why, and how fast they are beside float32's. `int8` and `int8_reason` say so of products in
+    int8: "avx512_vnni", "avx_vnni", or "emulated". `buffers` counts bytes.
     """
     import numpy
 
-    form = precision.bfloat16_form()
+    form, int8 = precision.bfloat16_form(), precision.int8_form()
     return {
         "version": __version__,
         "isa": _core.isa(),
@@ -186,6 +187,8 @@ def info() -> dict[str, Any]:
         "matmul_precision": get_matmul_precision(),
         "bfloat16": form.name,
         "bfloat16_reason": form.reason,
+        "int8": int8.name,
+        "int8_reason": int8.reason,
         "numpy": numpy.__version__,
         "buffers": _core.buffer_stats(),
     }

@@ -4,9 +4,15 @@
 
 #include <stdatomic.h>
 
-const char *const pl_precision_names[] = {
-    "float32", "bfloat16",      "bfloat16-emulated", "bfloat16-tiles", "bfloat16-tiles-emulated",
-    "int8",    "int8-emulated", "int8-tiles",        NULL};
+const char *const pl_precision_names[] = {"float32",
+                                          "bfloat16",
+                                          "bfloat16-emulated",
+                                          "bfloat16-tiles",
+                                          "bfloat16-tiles-emulated",
+                                          "int8",
+                                          "int8-emulated",
+                                          "int8-tiles",
+                                          NULL};
 
 static _Atomic int chosen = PL_FLOAT32;
 static _Thread_local int tried = -1; /* of this thread's calls, instead of `chosen` */

@@ -202,6 +202,7 @@ def device_flag(group: Any) -> None:
 def precision_flag(group: Any) -> None:
     text = (
         "precision of the layers' products: float32, or bfloat16, whose speed depends on the "
-        "processor (`pyloss bench` measures it)"
+        "processor (`pyloss bench` measures it), or int8, for generation and evaluation with "
+        "quantized weights"
     )
     setting(group, "--matmul-precision", text, metavar="NAME")

@@ -1,5 +1,5 @@
-"""The precision of products by weights, for the whole process: float32 or bfloat16, and by which of
-the processor's instructions bfloat16 is computed.
+"""The precision of products by weights, for the whole process: float32, bfloat16 or int8, and by
+which of the processor's instructions the latter two are computed.
 """
 
 from __future__ import annotations
@@ -8,13 +8,13 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from pyloss import _core
 
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16", "int8")
 
 
 def check_precision(precision: str) -> str:
@@ -27,9 +27,9 @@ def check_precision(precision: str) -> str:
 
 
 def set_matmul_precision(precision: str) -> None:
-    """Sets the precision of products by weights: "float32" (the default) or "bfloat16".
+    """Sets the precision of products by weights: "float32" (the default), "bfloat16" or "int8".
 
-    It holds forward and for the gradient of the input. "bfloat16" rounds inputs and weights once to
+    "bfloat16" holds forward and for the gradient of the input. It rounds inputs and weights once to
     bfloat16 (8 bits) and adds their products in float32. The tile unit of some Intel Xeons
     (`amx_bf16`) computes them where there is one. Elsewhere the process measures once which
     instructions are quickest, and all processors compute the same bits, except that bfloat16
@@ -42,10 +42,20 @@ def set_matmul_precision(precision: str) -> None:
     These stay float32: products of up to 32 rows (4 for the gradient of the input), gradients by
     weights, and devices. So do adapters' own matrices and attention, except by tiles: there
     attention is bfloat16, too, unless a sequence has few queries, as in generation, and a number of
-    an adapter is the sum of two bfloat16 numbers. ValueError for another name.
+    an adapter is the sum of two bfloat16 numbers.
+
+    "int8" is for generation and evaluation with quantized weights. Each 32 inputs of a row are
+    rounded to 8 bits with a scale of their own; their dots with the weights' codes are exact
+    integers, which are added in float32. It holds forward, for any number of rows, with the same
+    bits on every processor; `info()["int8"]` names the instructions. Float and NF4 weights and
+    gradients stay float32. Where the tile unit is used, all products of more than 32 rows,
+    gradients and attention are those of "bfloat16".
+
+    ValueError for another name.
     """
+    forms = {"bfloat16": bfloat16_form, "int8": int8_form}
     name = check_precision(precision)
-    _core.set_matmul_precision(name if name == "float32" else bfloat16_form().setting)
+    _core.set_matmul_precision(forms[name]().setting if name in forms else name)
 
 
 def get_matmul_precision() -> str:
@@ -60,7 +70,7 @@ def has_instructions() -> bool:
 
 def multiplies_by_tiles() -> bool:
     """Whether products by weights are computed in tiles now."""
-    return str(_core.matmul_precision()).startswith("bfloat16-tiles")
+    return "-tiles" in _core.matmul_precision()
 
 
 @contextmanager
@@ -77,7 +87,7 @@ def matmul_precision(precision: str | None) -> Iterator[None]:
 
 
 class Form(NamedTuple):
-    """How bfloat16 products are computed: the core's name, the instructions, and why these."""
+    """How products are computed: the core's name, the instructions, and why these."""
 
     setting: str
     name: str
@@ -112,6 +122,21 @@ def bfloat16_form(environ: Mapping[str, str] = os.environ) -> Form:
     return _dots(f"no tile unit: {missing}")
 
 
+def int8_form(environ: Mapping[str, str] = os.environ) -> Form:
+    """The form of int8 products in this process, by the environment and the processor."""
+    wide = _core.isa() == "avx512"
+    dots = _core.isa() in ("avx2", "avx512") and _core.has_int8_dots(wide)
+    name = ("avx512_vnni" if wide else "avx_vnni") if dots else "emulated"
+    verdict = _verdict(
+        "a row's product with 4-bit weights",
+        *(_seconds(setting, rows=1) for setting in ("float32", "int8")),
+    )
+    many = bfloat16_form(environ)
+    if many.setting == "bfloat16-tiles":
+        return Form("int8-tiles", name, f"{verdict}; more than 32 rows are bfloat16 in tiles")
+    return Form("int8", name, verdict)
+
+
 def _variable(environ: Mapping[str, str], name: str, allowed: tuple[str, ...]) -> str:
     value = environ.get(name, "")
     if value and value not in allowed:
@@ -142,37 +167,56 @@ def _dots(why: str) -> Form:
 
 
 def _measured(setting: str, why: str) -> Form:
-    speed = _seconds("float32") / _seconds(setting)
-    verdict = f"products run {speed:.1f} times as fast as float32's"
-    if speed < 1:
-        verdict = f"products take {1 / speed:.1f} times as long as float32's: it does not pay here"
+    verdict = _verdict("products", _seconds("float32"), _seconds(setting))
     return Form(setting, FORMS[setting], f"{verdict} ({why})")
 
 
-#: Seconds of a product, by instruction set and the core's name of the precision.
-_times: dict[tuple[str, str], float] = {}
+def _verdict(what: str, float32: float, seconds: float) -> str:
+    """How long something takes beside the same in float32."""
+    one = not what.endswith("products")
+    if seconds <= float32:
+        return f"{what} run{'s' * one} {float32 / seconds:.1f} times as fast as float32's"
+    times = f"{seconds / float32:.1f} times as long as float32's: it does not pay here"
+    return f"{what} take{'s' * one} {times}"
 
 
-def _seconds(setting: str) -> float:
-    """Seconds of a product of 12.6 MFLOP, the best of a few; measured once, and without a change to
-    what other threads compute. What is compared is measured in turn.
+#: Seconds of a product, by instruction set, the core's name of the precision, and rows.
+_times: dict[tuple[str, str, int], float] = {}
+
+
+def _seconds(setting: str, rows: int = 128) -> float:
+    """Seconds of a product, the best of a few; measured once, and without a change to what other
+    threads compute. What is compared is measured in turn.
+
+    128 rows are multiplied by float weights (12.6 MFLOP), one row by weights of 4 bits.
     """
     isa = _core.isa()
-    if (isa, setting) not in _times:
-        x, w = np.ones((128, 256), np.float32), np.ones((192, 256), np.float32)
-        y = np.empty((128, 192), np.float32)
-        compared = ["float32", "bfloat16-emulated", *(["bfloat16"] if has_instructions() else [])]
+    if (isa, setting, rows) not in _times:
+        if rows == 1:
+            outputs, inputs, weight = 512, 512, _four_bits(512, 512)
+            compared = ["float32"]
+        else:
+            outputs, inputs = 192, 256
+            weight = np.ones((outputs, inputs), np.float32)
+            compared = ["float32", "bfloat16-emulated"] + ["bfloat16"] * has_instructions()
+        x, y = np.ones((rows, inputs), np.float32), np.empty((rows, outputs), np.float32)
         for name in [*compared, setting] * 5:
             _core.try_matmul_precision(name)
             try:
-                seconds = _seconds_once(x, w, y)
+                seconds = _seconds_once(x, weight, y)
             finally:
                 _core.try_matmul_precision(None)
-            _times[isa, name] = min(seconds, _times.get((isa, name), seconds))
-    return _times[isa, setting]
+            _times[isa, name, rows] = min(seconds, _times.get((isa, name, rows), seconds))
+    return _times[isa, setting, rows]
 
 
-def _seconds_once(x: np.ndarray, w: np.ndarray, y: np.ndarray) -> float:
+def _four_bits(rows: int, columns: int) -> Any:
+    """The core's handle of a matrix of zeros in Q4_0."""
+    code, size = next((i, f[2]) for i, f in enumerate(_core.formats()) if f[0] == "Q4_0")
+    return np.zeros(rows * columns // 32 * size, np.uint8), code, rows, columns, 0
+
+
+def _seconds_once(x: np.ndarray, w: Any, y: np.ndarray) -> float:
     begin = time.perf_counter()
     _core.linear_forward(x, w, None, None, None, 0.0, None, y)
     return time.perf_counter() - begin

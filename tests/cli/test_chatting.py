@@ -20,6 +20,7 @@ from tiny_commands import fails
 
 import pyloss
 from pyloss.cli import main
+from pyloss.cli.commands import chatting
 from pyloss.tuner import linear_to_lora_layers
 from pyloss.tuner.adapters import adapter as adapters
 
@@ -66,6 +67,18 @@ def adapted(model):
     for array in model.trainable_parameters().values():
         array[...] = rng.normal(0, 0.5, array.shape)
     model.eval()
+
+
+def test_products_are_in_the_precision_of_the_flag(chat, monkeypatch):
+    seen, check = [], chatting.check_flags
+    monkeypatch.setattr(
+        chatting,
+        "check_flags",
+        lambda flags: seen.append(pyloss.get_matmul_precision()) or check(flags),
+    )
+    chat("Hi", flags=["--matmul-precision", "int8"])
+    chat("Hi")
+    assert seen == ["int8", "float32"] and pyloss.get_matmul_precision() == "float32"
 
 
 def test_each_turn_has_the_earlier_ones(world, chat):

@@ -2,6 +2,7 @@
 
 import sys
 
+import pyloss
 from pyloss.cli import main
 
 
@@ -43,3 +44,22 @@ def test_generate_streams_the_answer(world, capsys, monkeypatch):
     assert main(["generate", "--prompt", "-", "--ignore-chat-template", "--verbose", "F"]) == 0
     assert world.generated[0] == "from a pipe"
     assert capsys.readouterr().err == ""
+
+
+def test_products_are_in_the_precision_of_the_flag(world, monkeypatch, capsys):
+    seen, module = [], sys.modules["pyloss.generation"]
+    answer = module.stream_generate
+
+    def noted(*arguments, **options):
+        seen.append(pyloss.get_matmul_precision())
+        return answer(*arguments, **options)
+
+    monkeypatch.setattr(module, "stream_generate", noted)
+    for flags in (["--matmul-precision", "int8"], []):
+        assert main(["generate", *flags]) == 0
+    assert seen == ["int8", "float32"] and pyloss.get_matmul_precision() == "float32"
+    capsys.readouterr()
+    assert main(["generate", "--matmul-precision", "int4"]) == 2
+    assert "matmul precision is 'int4'; it must be one of float32, bfloat16, int8" in (
+        capsys.readouterr().err
+    )

@@ -46,7 +46,7 @@ def quick(monkeypatch):
 def test_bench_says_what_the_machine_gives(quick, monkeypatch, capsys, tmp_path, form):
     """Products as bfloat16 too, where the processor has instructions for them."""
     chosen = precision.Form("bfloat16-emulated", form, "the test says so")
-    monkeypatch.setattr(precision, "bfloat16_form", lambda: chosen)
+    monkeypatch.setattr(precision, "bfloat16_form", lambda *_: chosen)
     also = "" if form == "emulated" else ", 0 as bfloat16"
     random_model(TINY, "bf16").save(tmp_path / "model")  # without a tokenizer
     flags = ["--model", str(tmp_path / "model"), "--batch-size", "2", "--max-seq-length", "5"]

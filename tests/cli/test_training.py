@@ -271,6 +271,8 @@ def test_the_precision_of_products_is_a_flag_and_a_key(world, capsys, tmp_path, 
     assert "plan: layers multiply in bfloat16" in capsys.readouterr().out
     assert main(TRAIN) == 0
     assert "layers multiply" not in capsys.readouterr().out
+    assert main([*TRAIN, "--matmul-precision", "int8"]) == 0
+    assert "plan: layers multiply in int8" in capsys.readouterr().out
     measured = []
     monkeypatch.setattr(
         evaluation,

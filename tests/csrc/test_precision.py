@@ -222,7 +222,7 @@ def test_what_is_not_finite_stays_in_its_row_and_column(rng, bad, precision):
 
 def test_the_setting_is_one_of_the_known():
     assert _core.matmul_precision() == "float32"
-    with pytest.raises(ValueError, match="float32 or bfloat16, not 'tf32'"):
+    with pytest.raises(ValueError, match="float32, bfloat16 or int8, not 'tf32'"):
         _core.set_matmul_precision("tf32")
 
 
@@ -244,5 +244,5 @@ def test_a_precision_can_be_tried_by_one_thread():
     finally:
         _core.try_matmul_precision(None)
     assert tried != exact and layer() == exact
-    with pytest.raises(ValueError, match="float32 or bfloat16, not 'tf32'"):
+    with pytest.raises(ValueError, match="float32, bfloat16 or int8, not 'tf32'"):
         _core.try_matmul_precision("tf32")

@@ -14,6 +14,8 @@ from pyloss.generation import (
     generate,
     stream_generate,
 )
+from pyloss.models.conversion import quantize_model
+from pyloss.runtime.precision import matmul_precision
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +97,26 @@ def test_adapters(tmp_path):
         model.eval()
         check_alone(model, draw(9, 20, 2), [SamplingParams(12)] * 9, 7)
         model.fuse()
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_products_in_int8(tmp_path, adapter):
+    """Sums of int8 products do not depend on the number of rows either."""
+    model = tiny.load_tiny(tmp_path / "model", vocab_size=258)
+    quantize_model(model, "q4", group_size=32)
+    if adapter:
+        pyloss.linear_to_lora_layers(model, -1, {"rank": 4, "scale": 2.0})
+        for module in model.modules():
+            if hasattr(module, "lora_b"):
+                module.lora_b[...] = np.random.default_rng(5).standard_normal(module.lora_b.shape)
+        model.eval()
+    prompts, params = draw(9, 50, 2), [SamplingParams(12)] * 9
+    exact = [alone(model, prompt, params[0])[0] for prompt in prompts]
+    with matmul_precision("int8"):
+        check_alone(model, prompts, params, 7)
+        rounded = [alone(model, prompt, params[0])[0] for prompt in prompts]
+    assert [alone(model, prompt, params[0])[0] for prompt in prompts] == exact
+    assert rounded != exact  # nearly random weights: some tokens are close to others
 
 
 def test_a_long_prompt_among_short_ones(model):

@@ -9,7 +9,12 @@ import pyloss
 from pyloss import _core
 from pyloss.ops.projection import Projection, project
 from pyloss.runtime import precision
-from pyloss.runtime.precision import bfloat16_form, has_instructions, matmul_precision
+from pyloss.runtime.precision import (
+    bfloat16_form,
+    has_instructions,
+    int8_form,
+    matmul_precision,
+)
 from pyloss.weights.weight import Weight
 
 
@@ -23,6 +28,8 @@ def test_the_setting_is_said_and_taken_back():
         assert pyloss.get_matmul_precision() == pyloss.info()["matmul_precision"] == "bfloat16"
         with matmul_precision(None):
             assert pyloss.get_matmul_precision() == "bfloat16"
+        with matmul_precision("int8"):
+            assert pyloss.get_matmul_precision() == pyloss.info()["matmul_precision"] == "int8"
         with matmul_precision("float32"):
             assert pyloss.get_matmul_precision() == "float32"
         assert pyloss.get_matmul_precision() == "bfloat16"
@@ -32,10 +39,11 @@ def test_the_setting_is_said_and_taken_back():
     assert pyloss.get_matmul_precision() == "float32"
 
 
-@pytest.mark.parametrize("wrong", ["bf16", "bfloat16-emulated", "high", None, 16])
+@pytest.mark.parametrize("wrong", ["bf16", "bfloat16-emulated", "int8-tiles", "high", None, 16])
 def test_another_precision_is_refused(wrong):
     with pytest.raises(
-        ValueError, match=f"matmul precision is {wrong!r}; it must be one of float32, bfloat16"
+        ValueError,
+        match=f"matmul precision is {wrong!r}; it must be one of float32, bfloat16, int8",
     ):
         pyloss.set_matmul_precision(wrong)
     assert pyloss.get_matmul_precision() == "float32"
@@ -54,6 +62,7 @@ def machine(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     asked, missing = [], {}
     times = {"float32": 4.0, "bfloat16": 2.0, "bfloat16-emulated": 6.0, "bfloat16-tiles": 1.0}
+    times["int8"] = 2.5
 
     def amx_missing(request):
         asked.append(request)
@@ -62,7 +71,7 @@ def machine(monkeypatch):
     monkeypatch.setattr(_core, "isa", lambda: "avx512")
     monkeypatch.setattr(_core, "has_bf16_dots", lambda: True)
     monkeypatch.setattr(_core, "amx_missing", amx_missing)
-    monkeypatch.setattr(precision, "_seconds", lambda setting: times[setting])
+    monkeypatch.setattr(precision, "_seconds", lambda setting, rows=128: times[setting])
     return SimpleNamespace(asked=asked, missing=missing, times=times)
 
 
@@ -125,11 +134,57 @@ def test_the_order_of_sums_can_be_fixed(machine):
     assert not machine.asked
 
 
+def test_int8_by_the_instructions_that_there_are(machine, monkeypatch):
+    asked = []
+    monkeypatch.setattr(_core, "has_int8_dots", lambda avx512: not asked.append(avx512))
+    form = int8_form({})
+    assert (form.setting, form.name) == ("int8-tiles", "avx512_vnni")
+    assert form.reason == (
+        "a row's product with 4-bit weights runs 1.6 times as fast as float32's; "
+        "more than 32 rows are bfloat16 in tiles"
+    )
+    for settings in ({"PYLOSS_NO_AMX": "1"}, {"PYLOSS_BF16": "portable"}):
+        form = int8_form(settings)
+        assert form.setting == "int8" and form.reason.endswith("1.6 times as fast as float32's")
+    monkeypatch.setattr(_core, "isa", lambda: "avx2")
+    assert int8_form({})[:2] == ("int8", "avx_vnni") and asked == [True] * 3 + [False]
+    monkeypatch.setattr(_core, "has_int8_dots", lambda avx512: False)
+    machine.times["int8"] = 8.0
+    assert int8_form({}) == (
+        "int8",
+        "emulated",
+        "a row's product with 4-bit weights takes 2.0 times as long as float32's: "
+        "it does not pay here",
+    )
+
+
+def test_int8_gives_the_same_bits_on_every_instruction_set(isa, monkeypatch):
+    """Through the public setting, for a layer over quantized weights with an adapter."""
+    monkeypatch.setenv("PYLOSS_NO_AMX", "1")
+    weight = Weight.quantize(normal(96, 64), "q8_0")
+    x = normal(40, 64)
+
+    def layer():
+        return np.asarray(project(x, Projection(weight)))
+
+    exact = layer()
+    with matmul_precision("int8"):
+        found = layer()
+        for name in _core.isas():
+            _core.use_isa(name)
+            assert layer().tobytes() == found.tobytes()
+        _core.use_isa(isa)
+    assert 0.001 < np.linalg.norm(found - exact) / np.linalg.norm(exact) < 0.01
+    assert layer().tobytes() == exact.tobytes()
+
+
 @pytest.mark.parametrize("name", ["PYLOSS_BF16", "PYLOSS_AMX"])
 def test_a_wrong_setting_is_refused(name, monkeypatch):
     monkeypatch.setenv(name, "fast")
     with pytest.raises(ValueError, match=f"{name} is 'fast'; it must be one of "):
         pyloss.set_matmul_precision("bfloat16")
+    with pytest.raises(ValueError, match=f"{name} is 'fast'; it must be one of "):
+        pyloss.set_matmul_precision("int8")
     assert pyloss.get_matmul_precision() == "float32"
 
 

@@ -36,8 +36,7 @@ INLINE int int8_halves(int format) {
 }
 INLINE int int8_offsets(int format) {
     return format == PL_W_Q4_1 || format == PL_W_Q5_1 || format == PL_W_Q2_K ||
-           format == PL_W_Q4_K || format == PL_W_Q5_K ||
-           pl_formats[format].kind == PL_KIND_AFFINE;
+           format == PL_W_Q4_K || format == PL_W_Q5_K || pl_formats[format].kind == PL_KIND_AFFINE;
 }
 INLINE int int8_wide(int format) {
     switch (format) {
@@ -147,8 +146,8 @@ INLINE void expand_block(const int format, const int8_columns *c, int64_t run, i
     }
 }
 
-INLINE void expand_k_offset(const int format, const int8_columns *c, int64_t run,
-                            int64_t n UNUSED, const int8_panel *p) {
+INLINE void expand_k_offset(const int format, const int8_columns *c, int64_t run, int64_t n UNUSED,
+                            const int8_panel *p) {
     const int five = format == PL_W_Q5_K;
     const int64_t at = run / 8 * pl_block_bytes(format);
     vw head[4], fifth[8], raw[32];
@@ -204,8 +203,7 @@ INLINE void expand_k_sixteens(const int format, const int8_columns *c, int64_t r
             if (format == PL_W_Q2_K) {
                 scale = (vi)(scales[group / 4] >> byte & 15);
                 const vf m = vf_from_f16_words(factor >> 16);
-                put_offset(p, i, h,
-                           -m * vf_from_codes((vi)(scales[group / 4] >> (byte + 4) & 15)));
+                put_offset(p, i, h, -m * vf_from_codes((vi)(scales[group / 4] >> (byte + 4) & 15)));
             } else if (format == PL_W_Q3_K) {
                 const vw low = scales[1 + group % 8 / 4] >> (byte + group / 8 * 4) & 15,
                          high = scales[3] >> (byte + group / 4 * 2) & 3;
@@ -248,8 +246,7 @@ INLINE void expand_codebook(const int format, const int8_columns *c, int64_t run
         int64_t at = first + i * bytes + 2;
         if (format == PL_W_MXFP4) {
             const vw e = head[i] & 255;
-            const vi small = (vi)(vw_set1(0x00200000) << (e & 1)),
-                     normal = (vi)((e - 1) << 23);
+            const vi small = (vi)(vw_set1(0x00200000) << (e & 1)), normal = (vi)((e - 1) << 23);
             scale = vf_select(vi_less((vi)e, vi_set1(2)), (vf)small, (vf)normal);
             at = first + i * bytes + 1;
         } else if (large) {
@@ -286,8 +283,7 @@ INLINE void group_floats(const int8_columns *c, const uint8_t *floats, int64_t r
         vw word;
         memcpy(&word, words[i], sizeof word);
         if (g->scale_format == PL_W_F16) out[i] = vf_from_f16_words(word);
-        else
-            out[i] = (vf)(size == 4 ? word : word << 16);
+        else out[i] = (vf)(size == 4 ? word : word << 16);
     }
 }
 

@@ -68,8 +68,8 @@ INLINE vf vf_from_f16_words(vw words) {
 /* table[b] for each byte b < 16 of the words. */
 INLINE vw vw_lookup_bytes(const uint8_t table[16], vw bytes) {
 #if PL_BYTES == 64
-    return (vw)_mm512_shuffle_epi8(
-        _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)table)), (__m512i)bytes);
+    return (vw)_mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)table)),
+                                   (__m512i)bytes);
 #elif PL_BYTES == 32
     return (vw)_mm256_shuffle_epi8(
         _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)table)), (__m256i)bytes);
@@ -89,7 +89,7 @@ INLINE vi vi_nearest(vf v) {
 #ifdef X86
     return (vi)X86(cvtps_epi32)((x86_ps)v);
 #else
-    return vcvtnq_s32_f32((float32x4_t)v);
+    return (vi)vcvtnq_s32_f32((float32x4_t)v);
 #endif
 }
 

@@ -19,6 +19,7 @@ from pyloss.cli.commands.shared import Flags
 from pyloss.cli.entry import Terminated
 from pyloss.generation import KeptTokens, SamplingParams, stream_generate
 from pyloss.io.console import ask, lost, out, say
+from pyloss.runtime import precision
 from pyloss.tuner.adapters.switching import AdapterSwitch
 from pyloss.tuner.run.checkpoints import uninterrupted
 
@@ -32,6 +33,11 @@ A message that begins with / is written with //. Ctrl-C ends an answer."""
 
 def chat(flags: Flags) -> int:
     """`pyloss chat`: answers the lines of standard input."""
+    with precision.matmul_precision(flags["matmul_precision"]):
+        return _chat(flags)
+
+
+def _chat(flags: Flags) -> int:
     check_flags(flags)
     model, tokenizer = load(flags)
     if not tokenizer.chat_template:

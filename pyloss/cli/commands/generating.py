@@ -13,6 +13,7 @@ from pyloss.checks.numbers import real, whole
 from pyloss.cli.commands.shared import Flags, flag_text, move
 from pyloss.io.console import lost, out, say
 from pyloss.models.text.special import encode_text
+from pyloss.runtime import precision
 from pyloss.tuner.data.system_prompt import system_prompt_of
 
 #: flags with text
@@ -21,6 +22,11 @@ TEXTS = ("prompt", "system_prompt", "prefill_response", "extra_eos_token", "chat
 
 def generate(flags: Flags) -> int:
     """`pyloss generate`: prints the answer, or with --prompts writes the answers of a file."""
+    with precision.matmul_precision(flags["matmul_precision"]):
+        return _generate(flags)
+
+
+def _generate(flags: Flags) -> int:
     from pyloss.generation import stream_generate
 
     whole(flags["batch_size"], flag_text("batch_size"), 1)

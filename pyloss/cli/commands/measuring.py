@@ -37,7 +37,8 @@ def bench(flags: Flags) -> int:
     config, dora = {"rank": flags["rank"], "scale": 2.0}, flags["fine_tune_type"] == "dora"
     measuring.add_adapters(model, config, dora, flags["grad_checkpoint"])
     options = ", checkpointing" if flags["grad_checkpoint"] else ""
-    options += ", products in bfloat16" if flags["matmul_precision"] == "bfloat16" else ""
+    name = flags["matmul_precision"]
+    options += f", products in {name}" if name != "float32" else ""
     out(f"model: {title} ({stored})")
     out(
         f"with {'DoRA' if dora else 'LoRA'} of rank {flags['rank']}, {batch} x {tokens} "

@@ -11,6 +11,7 @@ from pyloss.cli.parser import (
     device_flag,
     ignored_flag,
     model_flags,
+    precision_flag,
     real,
     truth,
     whole,
@@ -37,6 +38,7 @@ def generate_parser(commands: Any) -> None:
         "(default: none)",
     )
     device_flag(parser)
+    precision_flag(parser)
     add(
         "--prompt",
         "-p",
@@ -90,6 +92,7 @@ Ctrl-C ends an answer, Ctrl-D the program.""",
         "(default: none)",
     )
     device_flag(parser)
+    precision_flag(parser)
     prompt_flags(add)
     sampling_flags(add, 512)
     ignored_flag(add)

@@ -9,7 +9,7 @@ from pyloss.errors import counted, size_text
 from pyloss.losses.head import rows_at_once
 from pyloss.models.layers import HALF_CHECKPOINT_TOKENS
 from pyloss.nn import count_parameters
-from pyloss.runtime.precision import bfloat16_form, get_matmul_precision
+from pyloss.runtime.precision import bfloat16_form, get_matmul_precision, int8_form
 from pyloss.tuner.losses import PARTS_TOGETHER, head_bytes, parts_of_rows
 
 _NO_BIAS = "{bias_correction: false}"
@@ -253,9 +253,10 @@ def describe_plan(
         )
     for name, scale in optimizer.rate_scales.items():
         lines.append(f"plan: the learning rate of {name} is {scale:g} times that of the others")
-    if get_matmul_precision() != "float32":
-        form = bfloat16_form()
-        lines.append(f"plan: layers multiply in bfloat16 ({form.name}): {form.reason}")
+    products = get_matmul_precision()
+    if products != "float32":
+        form = int8_form() if products == "int8" else bfloat16_form()
+        lines.append(f"plan: layers multiply in {products} ({form.name}): {form.reason}")
     report = getattr(batches, "report", None)
     if report is not None:
         epochs = args.iters / batches.batches_per_epoch
