@@ -174,7 +174,8 @@ def info() -> dict[str, Any]:
     `isa` is the instruction set in use, `isas` are those available. `bfloat16` is how products in
     that precision are computed: by "amx_bf16", by "avx512_bf16", or "emulated"; `bfloat16_reason`
     says why, and how fast they are beside float32's. `int8` and `int8_reason` say so of products in
-    int8: "avx512_vnni", "avx_vnni", or "emulated". `buffers` counts bytes.
+    int8: by the dots of "avx512_vnni" or "avx_vnni", or the plain instructions of `isa`. `buffers`
+    counts bytes.
     """
     import numpy
 

@@ -124,9 +124,9 @@ def bfloat16_form(environ: Mapping[str, str] = os.environ) -> Form:
 
 def int8_form(environ: Mapping[str, str] = os.environ) -> Form:
     """The form of int8 products in this process, by the environment and the processor."""
-    wide = _core.isa() == "avx512"
-    dots = _core.isa() in ("avx2", "avx512") and _core.has_int8_dots(wide)
-    name = ("avx512_vnni" if wide else "avx_vnni") if dots else "emulated"
+    isa = _core.isa()
+    dots = {"avx2": "avx_vnni", "avx512": "avx512_vnni"}
+    name = dots[isa] if isa in dots and _core.has_int8_dots(isa == "avx512") else isa
     verdict = _verdict(
         "a row's product with 4-bit weights",
         *(_seconds(setting, rows=1) for setting in ("float32", "int8")),

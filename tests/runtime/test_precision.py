@@ -152,7 +152,7 @@ def test_int8_by_the_instructions_that_there_are(machine, monkeypatch):
     machine.times["int8"] = 8.0
     assert int8_form({}) == (
         "int8",
-        "emulated",
+        "avx2",
         "a row's product with 4-bit weights takes 2.0 times as long as float32's: "
         "it does not pay here",
     )

@@ -27,9 +27,10 @@
 #include "int8_tile.tpl.h"
 
 enum {
-    INT8_DEPTH = 64,     /* runs expanded together, at most */
-    INT8_FEW_ROWS = 4,   /* for so few, what is expanded fits into the first cache with them */
-    INT8_PIECE_ROWS = 96 /* a piece has at least so many, or all */
+    INT8_DEPTH = 64,      /* runs expanded together, at most */
+    INT8_FEW_ROWS = 4,    /* for so few, what is expanded fits into the first cache with them */
+    INT8_PIECE_ROWS = 96, /* a piece has at least so many, or all */
+    INT8_PIECE = 16384    /* products of a piece, at least: a shorter one would not pay */
 };
 
 /* What a worker needs to itself. */
@@ -58,16 +59,6 @@ static void int8_take_columns(const pl_weight *w, int64_t o, int64_t end, int8_c
             c[v].row[l] = w->data + c[v].stored[l] * w->row_bytes;
         }
     }
-}
-
-/* Prefetches the bytes of some runs of columns: they come next, once these are multiplied. */
-INLINE void int8_prefetch(const int8_columns *c, int64_t run, int64_t n) {
-    const int format = c->w->format;
-    const int64_t block = pl_block_elements(format) / 32, bytes = pl_block_bytes(format),
-                  begin = run / block * bytes, end = (run + n + block - 1) / block * bytes;
-    for (int v = 0; v < INT8_VECTORS; v++)
-        for (int l = 0; l < LANES; l++)
-            for (int64_t i = begin; i < end; i += 64) __builtin_prefetch(c[v].row[l] + i);
 }
 
 /* up[j][column] = U[j, o + column], of the low-rank branch. */
@@ -115,6 +106,8 @@ static void int8_multiply(const gemm *g, const int8_run *x, int64_t row0, int64_
     for (int64_t o = begin; o < end; o += INT8_COLUMNS) {
         const int64_t columns = at_most(end - o, INT8_COLUMNS), after = o + INT8_COLUMNS;
         if (after < end) int8_take_columns(&g->b, after, end, next);
+        for (int v = 0; v < INT8_VECTORS; v++)
+            now[v].ahead = after < end ? next[v].row[0] : now[v].row[0];
         if (g->rank) int8_take_up(g, o, columns, up);
         int64_t run = 0;
         do {
@@ -127,7 +120,6 @@ static void int8_multiply(const gemm *g, const int8_run *x, int64_t row0, int64_
                                           s->offsets + r * 2 * INT8_VECTORS + v};
                     int8_expanders[format](now + v, run + r, at_most(RUNS, t.runs - r), &p);
                 }
-            if (after < end) int8_prefetch(next, run, t.runs);
             for (int64_t tile = 0; tile < tiles; tile++) {
                 const int64_t first = rows * tile / tiles, last = rows * (tile + 1) / tiles;
                 t.x = x + (row0 + first) * runs + run;
@@ -175,7 +167,7 @@ static void int8_round_rows(const void *context, int64_t begin, int64_t end, int
 
 /* Runs the products of `groups` that are in int8. */
 pl_status INT8_RUN(const gemm *groups, int64_t count) {
-    int64_t products = 0, runs = 0, rows = 0, columns = 0, rank = 0;
+    int64_t products = 0, runs = 0, rows = 0, columns = 0, rank = 0, deepest = 0;
     int8_job job = {.groups = groups};
     job.first_run = pl_acquire(sizeof *job.first_run * (size_t)count);
     if (!job.first_run) return PL_NO_MEMORY;
@@ -188,12 +180,14 @@ pl_status INT8_RUN(const gemm *groups, int64_t count) {
         rows = at_least(rows, g->m);
         columns = at_least(columns, g->n);
         rank = at_least(rank, g->rank);
+        deepest = at_least(deepest, g->k);
     }
     /* Few long runs of columns, since memory is read fastest in one stream; but enough pieces of
      * many rows for many threads. Bits do not depend on how it is cut. */
     const int64_t threads = pl_num_threads(), blocks = (columns + INT8_COLUMNS - 1) / INT8_COLUMNS,
-                  wanted = at_least(4 * threads / at_least(products, 1), 1);
-    job.columns = at_least(blocks / wanted, 1) * INT8_COLUMNS;
+                  wanted = at_least(4 * threads / at_least(products, 1), 1),
+                  least = 1 + INT8_PIECE / (deepest * rows + 1) / INT8_COLUMNS;
+    job.columns = at_least((blocks + wanted - 1) / wanted, least) * INT8_COLUMNS;
     job.column_pieces = (columns + job.columns - 1) / job.columns;
     job.row_pieces =
         at_least(at_most(wanted / at_least(job.column_pieces, 1), rows / INT8_PIECE_ROWS), 1);

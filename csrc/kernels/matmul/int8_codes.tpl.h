@@ -19,6 +19,7 @@ typedef struct {
     const pl_weight *w;
     int64_t stored[LANES]; /* their numbers among the stored rows */
     const uint8_t *row[LANES];
+    const uint8_t *ahead; /* the bytes that are expanded next, as many as these have */
 } int8_columns;
 
 /* Where the expanded runs go: codes [run][8] and scales, offsets [run][2] of vectors, of which
@@ -73,6 +74,14 @@ INLINE int int8_depth(int format, int i) {
     return i;
 }
 
+/* out[i], lane l: word i of the 16 bytes of column l at `at`. What the columns read is a stretch of
+ * memory, if rows lie one after the other: as much of the next stretch is prefetched. */
+INLINE void load_columns(const int8_columns *c, int64_t at, vw out[4]) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 16 * LANES; i += 64) __builtin_prefetch(c->ahead + at * LANES + i);
+    load_words(c->row, at, out);
+}
+
 /* out[i], lane l: the word at `at` + i * stride of the bytes of column l. Where a format has such
  * words in each run or block. */
 INLINE void words_of_columns(const int8_columns *c, int64_t at, int64_t stride, int64_t n,
@@ -80,12 +89,12 @@ INLINE void words_of_columns(const int8_columns *c, int64_t at, int64_t stride, 
     uint32_t words[RUNS][LANES];
     for (int l = 0; l < LANES; l++)
         for (int64_t i = 0; i < n; i++) words[i][l] = word_at(c->row[l] + at + i * stride);
-    memcpy(out, words, (size_t)n * sizeof *out);
+    for (int64_t i = 0; i < n; i++) memcpy(out + i, words[i], sizeof *out);
 }
 /* n words of each column that lie together. */
 INLINE void words_in_order(const int8_columns *c, int64_t at, int n, vw *out) {
     const int fours = n / 4 * 4;
-    for (int i = 0; i < fours; i += 4) load_words(c->row, at + 4 * i, out + i);
+    for (int i = 0; i < fours; i += 4) load_columns(c, at + 4 * i, out + i);
     for (int i = fours; i < n; i++)
         for (int l = 0; l < LANES; l++) out[i][l] = word_at(c->row[l] + at + 4 * i);
 }
@@ -115,34 +124,52 @@ INLINE vw spread_codes(vw v, const int bits) {
 /* The expanders of formats.def's decoders: expand_<decoder>(format, c, run, n, p) expands runs
  * [run, run + n) of the columns; run is a multiple of RUNS, and n <= RUNS. */
 
+/* The words of four codes of a run from its 16 bytes of nibbles, and bits of `fifth` on top. */
+INLINE void put_nibbles(const int8_panel *p, int64_t run, const vw *raw, const vw *fifth) {
+#pragma GCC unroll 4
+    for (int t = 0; t < 4; t++) {
+        vw low = raw[t] & 0x0f0f0f0f, high = raw[t] >> 4 & 0x0f0f0f0f;
+        if (fifth) {
+            low |= spread_bits(*fifth >> 4 * t, 4);
+            high |= spread_bits(*fifth >> (16 + 4 * t), 4);
+        }
+        put_codes(p, run, t, low);
+        put_codes(p, run, t + 4, high);
+    }
+}
+
 INLINE void expand_block(const int format, const int8_columns *c, int64_t run, int64_t n,
                          const int8_panel *p) {
     const int64_t bytes = pl_block_bytes(format);
-    const int five = format == PL_W_Q5_0 || format == PL_W_Q5_1,
-              given = format == PL_W_Q4_1 || format == PL_W_Q5_1;
+    if (format == PL_W_Q4_1 ||
+        format == PL_W_Q5_1) { /* whole words: scale and offset, bits, codes */
+        const int words = (int)bytes / 4, five = words - 5;
+        vw raw[6 * RUNS];
+        words_in_order(c, run * bytes, words * (int)n, raw);
+        for (int64_t i = 0; i < n; i++) {
+            const vw *block = raw + words * i;
+            put_scale(p, i, 0, vf_from_f16_words(block[0]));
+            put_offset(p, i, 0, vf_from_f16_words(block[0] >> 16));
+            put_nibbles(p, i, block + 1 + five, five ? block + 1 : NULL);
+        }
+        return;
+    }
+    const int five = format == PL_W_Q5_0;
     vw head[RUNS], fifth[RUNS];
     words_of_columns(c, run * bytes, bytes, n, head);
-    if (five) words_of_columns(c, run * bytes + (given ? 4 : 2), bytes, n, fifth);
+    if (five) words_of_columns(c, run * bytes + 2, bytes, n, fifth);
     for (int64_t i = 0; i < n; i++) {
-        const int64_t at = (run + i) * bytes + (given ? 4 : 2) + (five ? 4 : 0);
+        const int64_t at = (run + i) * bytes + 2 + 4 * five;
         put_scale(p, i, 0, vf_from_f16_words(head[i]));
-        if (given) put_offset(p, i, 0, vf_from_f16_words(head[i] >> 16));
-        vw raw[8];
-        load_words(c->row, at, raw);
-        if (format == PL_W_Q8_0) {
-            load_words(c->row, at + 16, raw + 4);
-            for (int t = 0; t < 8; t++) put_codes(p, i, t, raw[t] ^ 0x80808080);
+        vw raw[4];
+        load_columns(c, at, raw);
+        if (format != PL_W_Q8_0) {
+            put_nibbles(p, i, raw, five ? fifth + i : NULL);
             continue;
         }
-        for (int t = 0; t < 4; t++) {
-            vw low = raw[t] & 0x0f0f0f0f, high = raw[t] >> 4 & 0x0f0f0f0f;
-            if (five) {
-                low |= spread_bits(fifth[i] >> 4 * t, 4);
-                high |= spread_bits(fifth[i] >> (16 + 4 * t), 4);
-            }
-            put_codes(p, i, t, low);
-            put_codes(p, i, t + 4, high);
-        }
+        for (int t = 0; t < 4; t++) put_codes(p, i, t, raw[t] ^ 0x80808080);
+        load_columns(c, at + 16, raw);
+        for (int t = 0; t < 4; t++) put_codes(p, i, t + 4, raw[t] ^ 0x80808080);
     }
 }
 
@@ -151,7 +178,7 @@ INLINE void expand_k_offset(const int format, const int8_columns *c, int64_t run
     const int five = format == PL_W_Q5_K;
     const int64_t at = run / 8 * pl_block_bytes(format);
     vw head[4], fifth[8], raw[32];
-    load_words(c->row, at, head);
+    load_columns(c, at, head);
     words_in_order(c, at + (five ? 48 : 16), 32, raw);
     if (five) words_in_order(c, at + 16, 8, fifth);
     const vf d = vf_from_f16_words(head[0]), m = vf_from_f16_words(head[0] >> 16);
@@ -180,17 +207,17 @@ INLINE void expand_k_sixteens(const int format, const int8_columns *c, int64_t r
     const int64_t at = run / 8 * pl_block_bytes(format);
     vw factor, scales[4], raw[48];
     if (format == PL_W_Q2_K) {
-        load_words(c->row, at, scales);
+        load_columns(c, at, scales);
         words_in_order(c, at + 16, 16, raw);
         words_of_columns(c, at + 80, 0, 1, &factor);
     } else if (format == PL_W_Q3_K) {
         words_in_order(c, at, 24, raw); /* high bits, then low ones */
-        load_words(c->row, at + 92, scales);
+        load_columns(c, at + 92, scales);
         words_of_columns(c, at + 106, 0, 1, &factor);
         factor >>= 16;
     } else {
         words_in_order(c, at, 48, raw); /* low nibbles, then high pairs of bits */
-        load_words(c->row, at + 192, scales);
+        load_columns(c, at + 192, scales);
         words_of_columns(c, at + 206, 0, 1, &factor);
         factor >>= 16;
     }
@@ -259,7 +286,7 @@ INLINE void expand_codebook(const int format, const int8_columns *c, int64_t run
         }
         put_scale(p, i, 0, scale);
         vw raw[4];
-        load_words(c->row, at, raw);
+        load_columns(c, at, raw);
         for (int t = 0; t < 4; t++) {
             const uint8_t *table = format == PL_W_MXFP4 ? e2m1 : iq4;
             put_codes(p, i, t, vw_lookup_bytes(table, raw[t] & 0x0f0f0f0f));
@@ -268,36 +295,50 @@ INLINE void expand_codebook(const int format, const int8_columns *c, int64_t run
     }
 }
 
-/* Numbers of the groups of runs [run, run + n) as floats. */
-INLINE void group_floats(const int8_columns *c, const uint8_t *floats, int64_t run, int64_t n,
-                         vf *out) {
-    const pl_groups *g = &c->w->groups;
-    const int size = (int)pl_block_bytes(g->scale_format);
+/* Numbers of `size` bytes, a constant, of the groups of runs [run, run + n) as words: out[i] is that
+ * of run i * `per`. */
+INLINE void group_words(const int8_columns *c, const uint8_t *numbers, const int size, int64_t run,
+                        int64_t n, int64_t per, vw *out) {
     uint32_t words[RUNS][LANES];
-    for (int l = 0; l < LANES; l++)
-        for (int64_t i = 0; i < n; i++) {
-            const uint8_t *at = floats + group_of(c->w, c->stored[l], 32 * (run + i)) * size;
-            words[i][l] = size == 4 ? word_at(at) : (uint32_t)(at[0] | at[1] << 8);
+    const int shift = __builtin_ctzll((unsigned long long)c->w->groups.size);
+    for (int l = 0; l < LANES; l++) {
+        const int64_t first = c->w->groups.first + c->stored[l] * c->w->cols + 32 * run;
+        for (int64_t i = 0; i * per < n; i++) {
+            const uint8_t *at = numbers + ((first + 32 * i * per) >> shift) * size;
+            uint16_t half;
+            memcpy(&half, at, sizeof half);
+            words[i][l] = size == 4 ? word_at(at) : half;
         }
-    for (int64_t i = 0; i < n; i++) {
-        vw word;
-        memcpy(&word, words[i], sizeof word);
-        if (g->scale_format == PL_W_F16) out[i] = vf_from_f16_words(word);
-        else out[i] = (vf)(size == 4 ? word : word << 16);
     }
+    for (int64_t i = 0; i * per < n; i++) memcpy(out + i, words[i], sizeof *out);
+}
+INLINE void group_floats(const int8_columns *c, const uint8_t *floats, int64_t run, int64_t n,
+                         int64_t per, vf *out) {
+    vw words[RUNS];
+    const int format = c->w->groups.scale_format;
+    if (format == PL_W_F32) group_words(c, floats, 4, run, n, per, words);
+    else group_words(c, floats, 2, run, n, per, words);
+    for (int64_t i = 0; i * per < n; i++)
+        out[i] = format == PL_W_F16   ? vf_from_f16_words(words[i])
+                 : format == PL_W_F32 ? (vf)words[i]
+                                      : (vf)(words[i] << 16);
 }
 
 INLINE void expand_affine(const int format, const int8_columns *c, int64_t run, int64_t n,
                           const int8_panel *p) {
     const int bits = pl_code_bits(format); /* and the words of a column's run */
+    const pl_groups *g = &c->w->groups;
+    /* How many runs certainly share a group: groups begin with rows, and `run` begins one. */
+    const int whole = !((g->first | c->w->cols) & (g->size - 1));
+    const int64_t per = whole ? (g->size < 32 * RUNS ? g->size / 32 : RUNS) : 1;
     vf scale[RUNS], offset[RUNS];
-    group_floats(c, c->w->groups.scales, run, n, scale);
-    group_floats(c, c->w->groups.offsets, run, n, offset);
+    group_floats(c, g->scales, run, n, per, scale);
+    group_floats(c, g->offsets, run, n, per, offset);
     vw raw[8 * RUNS];
     words_in_order(c, 4 * bits * run, bits * (int)n, raw);
     for (int64_t i = 0; i < n; i++) {
-        put_scale(p, i, 0, scale[i]);
-        put_offset(p, i, 0, offset[i]);
+        put_scale(p, i, 0, scale[i / per]);
+        put_offset(p, i, 0, offset[i / per]);
         const vw *words = raw + bits * i;
         for (int t = 0; t < 8; t++) {
             const int first = 4 * bits * t, word = first / 32, shift = first % 32;

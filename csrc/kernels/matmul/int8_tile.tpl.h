@@ -84,12 +84,6 @@ typedef struct {
     float *sums;
 } int8_tile;
 
-/* sum, and what the dots of a run of x or its half `h` add to it. */
-INLINE vf int8_add(vf sum, vi dots, const int8_run *x, int h, const vf *scale, const vf *offset) {
-    sum = vf_fma_once(vf_from_codes(dots), *scale * x->scale, sum);
-    return offset ? vf_fma_once(*offset, vf_set1(x->sums[h]), sum) : sum;
-}
-
 INLINE void int8_tile_rows(const int8_tile *t, const int rows, const int wide) {
     byte_dots dot[INT8_ROWS][INT8_VECTORS];
     vf sum[INT8_ROWS][INT8_VECTORS];
@@ -120,8 +114,10 @@ INLINE void int8_tile_rows(const int8_tile *t, const int rows, const int wide) {
                     int32_t four;
                     memcpy(&four, x[i * stride].codes + 4 * s, sizeof four);
 #pragma GCC unroll 2
-                    for (int v = 0; v < INT8_VECTORS; v++)
+                    for (int v = 0; v < INT8_VECTORS; v++) {
                         dot[i][v] = dots_add(dot[i][v], codes[v], vi_set1(four), wide);
+                        dots_now(&dot[i][v], wide);
+                    }
                 }
             if (h == 0 && !halves) continue;
             const int at = halves ? h : 0;
@@ -129,11 +125,17 @@ INLINE void int8_tile_rows(const int8_tile *t, const int rows, const int wide) {
             for (int i = 0; i < rows; i++)
 #pragma GCC unroll 2
                 for (int v = 0; v < INT8_VECTORS; v++) {
-                    const int8_run *xi = x + i * stride;
-                    sum[i][v] = int8_add(sum[i][v], dots_total(dot[i][v], xi->begin[at], wide), xi,
-                                         at, scales + at * INT8_VECTORS + v,
-                                         t->offsets ? offsets + at * INT8_VECTORS + v : NULL);
+                    const vi total = dots_total(dot[i][v], x[i * stride].begin[at], wide);
+                    const vf scale = scales[at * INT8_VECTORS + v] * x[i * stride].scale;
+                    sum[i][v] = vf_fma_once(vf_from_codes(total), scale, sum[i][v]);
                 }
+            if (!t->offsets) continue;
+#pragma GCC unroll 6
+            for (int i = 0; i < rows; i++)
+#pragma GCC unroll 2
+                for (int v = 0; v < INT8_VECTORS; v++)
+                    sum[i][v] = vf_fma_once(offsets[at * INT8_VECTORS + v],
+                                            vf_set1(x[i * stride].sums[at]), sum[i][v]);
         }
         scales += 2 * INT8_VECTORS;
         offsets += 2 * INT8_VECTORS;

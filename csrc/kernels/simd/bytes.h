@@ -138,6 +138,19 @@ typedef struct {
     vi low, high;
 } byte_dots;
 
+/* Has the sums computed here. Compilers put them off until their use, when the bytes and codes of
+ * all steps no longer fit into registers. */
+INLINE void dots_now(byte_dots *s, const int wide UNUSED) {
+#ifdef __x86_64__
+    __asm__ volatile("" : "+v"(s->low));
+#if !defined(PL_DOTS) && PL_BYTES >= 32
+    if (wide) __asm__ volatile("" : "+v"(s->high));
+#endif
+#else
+    __asm__ volatile("" : "+w"(s->low));
+#endif
+}
+
 #if defined(PL_DOTS)
 INLINE byte_dots dots_begin(int32_t init) { return (byte_dots){.low = vi_set1(init)}; }
 INLINE byte_dots dots_add(byte_dots s, vw codes, vi x, const int wide UNUSED) {
