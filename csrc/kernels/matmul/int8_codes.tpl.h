@@ -295,8 +295,8 @@ INLINE void expand_codebook(const int format, const int8_columns *c, int64_t run
     }
 }
 
-/* Numbers of `size` bytes, a constant, of the groups of runs [run, run + n) as words: out[i] is that
- * of run i * `per`. */
+/* Numbers of `size` bytes, a constant, of the groups of runs [run, run + n) as words: out[i] is
+ * that of run i * `per`. */
 INLINE void group_words(const int8_columns *c, const uint8_t *numbers, const int size, int64_t run,
                         int64_t n, int64_t per, vw *out) {
     uint32_t words[RUNS][LANES];
