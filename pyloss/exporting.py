@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pyloss.io.bars import watched
 from pyloss.io.files import check_target, user_path, write_text
 from pyloss.io.outputs import make_folder, output
 from pyloss.models.files.gguf_writer import (
@@ -307,7 +308,7 @@ def _fused(model: Any, dequantize: bool, ways: str, gguf_type: str | None = None
                 refuse_loss(
                     {
                         name: _kept(name, adapters[name], fused[name], chosen, model.config)
-                        for name in adapters
+                        for name in watched(adapters, "comparing with the base", "layer")
                     },
                     ways,
                 )

@@ -16,7 +16,7 @@ from typing import Any
 from pyloss.cli import invocation
 from pyloss.cli.flags import build_parser
 from pyloss.errors import DeviceError, cut
-from pyloss.io import console
+from pyloss.io import bars, console
 
 #: The errors of bad input and of a machine that lacks something. Others are bugs, and show a
 #: traceback.
@@ -98,6 +98,7 @@ def _run(argv: Sequence[str] | None, prog: str) -> int:
             raise ValueError("--quiet and --verbose are given: give one of them")
         quiet, verbose = both
         console.be_quiet(quiet)
+        bars.show(True)
         if verbose:
             _say_versions()
         from pyloss.cli import commands
@@ -114,6 +115,7 @@ def _run(argv: Sequence[str] | None, prog: str) -> int:
     except BAD_INPUT as error:
         return _fail(error, 2, f"error: {_text(error, command)}", verbose)
     finally:
+        bars.show(False)
         log.removeHandler(handler)
         log.setLevel(level)
 

@@ -21,11 +21,13 @@ from pyloss.checks.numbers import real, whole
 from pyloss.distillation.loss import DistillationLoss
 from pyloss.distillation.run import distill
 from pyloss.distillation.scales import store_scales, train_scales
+from pyloss.io.bars import bar
 from pyloss.optim import Adam
 from pyloss.optim.schedules import cosine_decay
+from pyloss.tuner.data.batching import iterate_batches
 from pyloss.tuner.losses import default_loss
 from pyloss.tuner.run.args import TrainingArgs
-from pyloss.tuner.run.evaluation import evaluate
+from pyloss.tuner.run.evaluation import evaluate, own_data
 
 #: Default learning rate: the relative change of a scale in a step, see `weights.scales`.
 LEARNING_RATE = 1e-3
@@ -97,15 +99,27 @@ def tune_scales(
     """
     rate, iters = real(learning_rate, "learning_rate", above=0), whole(iters, "iters", 1)
     loss = DistillationLoss(original)
+    held_out = own_data(held_out, iterate_batches)  # tokenized once
 
-    def quality() -> Quality:
-        sizes = (batch_size, val_batches, max_seq_length)
-        divergence = evaluate(student, held_out, *sizes, loss=loss)
-        return Quality(divergence, perplexity(student))
+    def mean(model: Any, measured: Callable[..., Any], text: str) -> float:
+        count = -(-len(held_out) // batch_size)
+        with bar(text, count if val_batches < 0 else min(count, val_batches), "batch") as shown:
+            return evaluate(
+                model,
+                held_out,
+                batch_size,
+                val_batches,
+                max_seq_length,
+                measured,
+                progress_callback=shown.step,
+            )
 
     def perplexity(model: Any) -> float:
-        mean = evaluate(model, held_out, batch_size, val_batches, max_seq_length, default_loss)
-        return math.exp(mean) if mean < 700 else math.inf
+        found = mean(model, default_loss, "perplexity")
+        return math.exp(found) if found < 700 else math.inf
+
+    def quality() -> Quality:
+        return Quality(mean(student, loss, "KL from the original"), perplexity(student))
 
     step("measuring the original and the quantized model on held-out text")
     known = perplexity(original)

@@ -13,6 +13,7 @@ from pyloss.evaluation.likelihood import score_targets
 from pyloss.evaluation.metrics import ANSWER_METRICS, LOSS_METRICS, read_metrics
 from pyloss.evaluation.questions import Question, read_question
 from pyloss.generation import BatchGenerator, SamplingParams
+from pyloss.io.bars import watched
 from pyloss.tuner.data.batching import NoTargets
 from pyloss.tuner.data.dataset_classes import CacheDataset
 
@@ -135,7 +136,8 @@ def measure(
             params = SamplingParams(max_tokens=max_tokens)
             generator = BatchGenerator(model, tokenizer, batch_size)
             running = generator.run([question.tokens for question in questions], params)
-            for done, completion in enumerate(running, 1):
+            shown = watched(running, "answering", "answer", count)
+            for done, completion in enumerate(shown, 1):
                 _add_answer(
                     results[completion.index], answering, questions[completion.index], completion
                 )
@@ -150,7 +152,7 @@ def _add_losses(
     results: list[Result], names: Iterable[str], model: Any, dataset: Any, max_seq_length: int
 ) -> None:
     cache = dataset if isinstance(dataset, CacheDataset) else CacheDataset(dataset)
-    for begin in range(0, len(results), _AT_ONCE):
+    for begin in watched(range(0, len(results), _AT_ONCE), "measuring losses", "part"):
         part = results[begin : begin + _AT_ONCE]
         samples = [cache.sample(begin + i).cut(max_seq_length) for i in range(len(part))]
         for result, sample, scores in zip(

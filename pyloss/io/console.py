@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
-from typing import TextIO
+from typing import Any, TextIO
 
 #: why the text of `out` was lost, or None while all of it arrived
 _lost: str | None = None
@@ -84,6 +84,8 @@ class Console:
 
 
 _out, _err = Console("stdout"), Console("stderr")
+#: the bar on the terminal, which makes room for the lines of `say`
+_bar: Any = None
 #: whether messages are left out; results and errors are written
 _quiet = False
 
@@ -97,6 +99,12 @@ def be_quiet(quiet: bool) -> None:
 def is_quiet() -> bool:
     """Whether lines about the work are left out."""
     return _quiet
+
+
+def make_room(bar: Any) -> None:
+    """Lets lines go above a bar, which has tqdm's `clear` and `refresh`; None: there is none."""
+    global _bar
+    _bar = bar
 
 
 def colored() -> bool:
@@ -126,8 +134,12 @@ def say(text: str, always: bool = False) -> None:
     """
     if _quiet and not always:
         return
+    if _bar is not None:
+        _bar.clear()
     _err.write(text + "\n")
     _err.flush()
+    if _bar is not None:
+        _bar.refresh()
 
 
 def ask(text: str) -> str:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from pyloss.io.bars import watched
 from pyloss.models.config.gemma4 import Gemma4
 from pyloss.models.config.mixture import Mixture
 from pyloss.models.config.model_config import ModelConfig
@@ -65,7 +66,8 @@ def build_model(config: ModelConfig, source: Source) -> Model:
     builder = _Builder(config, source)
     table = source.matrix("model.embed_tokens", config.vocab_size, config.hidden_size)
     embedding = Embedding.from_weight(table)
-    layers = [builder.layer(i) for i in range(config.num_hidden_layers)]
+    numbers = watched(range(config.num_hidden_layers), "loading the model", "layer")
+    layers = [builder.layer(i) for i in numbers]
     norm = builder.layer_norm(builder.named("model", "norm"))
     decoder: Decoder
     if config.gemma4 is not None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from pyloss.io.bars import watched
 from pyloss.models.saving import DTYPES, model_dtype, refuse_adapters
 from pyloss.models.transformer import Model
 from pyloss.nn import Embedding, Linear, SwitchLinear
@@ -58,7 +59,7 @@ def quantize_model(
     floats = DTYPES[dtype or ("float16" if quantized else model_dtype(model))]
     options: dict[str, Any] = {"group_size": size, "scale_format": floats, "double": double}
     left = {}
-    for name, module in _layers(model):
+    for name, module in watched(_layers(model), f"quantizing to {quantization}", "layer"):
         reason = _left_out(name, module, format, size)
         if reason:
             left[name] = reason
@@ -75,7 +76,7 @@ def quantize_model(
 def dequantize_model(model: Model, dtype: str = "float32") -> None:
     """Stores the quantized layers of `model` in place as floats of the type `dtype`."""
     refuse_adapters(model)
-    for name, module in _layers(model):
+    for name, module in watched(_layers(model), f"converting to {dtype}", "layer"):
         weight = module.weight
         if not isinstance(weight, np.ndarray) and not weight.is_float:
             _replace(

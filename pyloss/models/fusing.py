@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
+from pyloss.io.bars import watched
 from pyloss.nn import Module
 
 #: Storing must keep at least this share of a module's change of its base. Otherwise fusing warns,
@@ -33,10 +34,12 @@ def fuse_modules(
     says how to keep the change, a small share over all modules is a ValueError instead.
     A module over a table that is also the head changes both, as it did before.
     """
+    chosen: list[tuple[str, Fusible]] = [
+        (name, module) for name, module in model.named_modules() if isinstance(module, Fusible)
+    ]
     fused = {
         name: module.fused(dequantize)
-        for name, module in model.named_modules()
-        if isinstance(module, Fusible)
+        for name, module in watched(chosen, "merging the adapter", "layer")
     }
     kept = {name: share for name, (_, share) in fused.items()}
     if ways:

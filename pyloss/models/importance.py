@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from pyloss.autograd.tape import data
+from pyloss.io.bars import watched
 from pyloss.models.transformer import Model
 from pyloss.nn import Linear, SwitchLinear
 from pyloss.runtime.device import to_device
@@ -53,7 +54,7 @@ def column_importance(
     for name, layer in plain.items():
         model.set_module(name, _observed(layer, found[name]))
     try:
-        for ids in sequences:
+        for ids in watched(sequences, "measuring which columns matter", "sample"):
             for begin in range(0, len(ids), window):
                 part = np.asarray(ids[begin : begin + window], np.int32)
                 model.hidden(part, np.array([0, len(part)], np.int32))

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from pyloss.io.bars import bar, watched
 from pyloss.io.files import user_path, write_json, write_safetensors
 from pyloss.io.outputs import make_folder, output
 from pyloss.models.config.families import Family
@@ -118,7 +119,7 @@ def save_model(
         **(settings(grouped, usual, plain) if grouped else {}),
     }
     tensors: dict[str, np.ndarray] = {}
-    for name, weight in stored.items():
+    for name, weight in watched(stored.items(), "preparing the weights", "matrix"):
         if stays_quantized(weight):
             tensors |= layer_tensors(name.removesuffix(".weight"), weight, usual)
         else:
@@ -157,9 +158,10 @@ def _write_tensors(
         shards[-1][name] = array
         used += array.nbytes
     if len(shards) == 1:
-        return write_safetensors(folder / "model.safetensors", tensors, metadata)
+        with bar("writing model.safetensors", 1, "file"):
+            return write_safetensors(folder / "model.safetensors", tensors, metadata)
     places: dict[str, str] = {}
-    for number, shard in enumerate(shards, 1):
+    for number, shard in enumerate(watched(shards, "writing the weights", "file"), 1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         write_safetensors(folder / file, shard, metadata)
         places |= dict.fromkeys(shard, file)

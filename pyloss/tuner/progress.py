@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any, TextIO
 
 from pyloss.checks.durations import duration_text, precise_text
+from pyloss.io.bars import terminal_bar
 from pyloss.io.console import Console, is_quiet
 from pyloss.tuner.callbacks import Info, TrainingCallback
 
@@ -52,22 +53,12 @@ class ProgressReporter(TrainingCallback):
         self.stream: Any = Console(stream=stream)
         self.log: Any = self.stream if log == "stderr" else Console(log, log=True)
         self.bar: Any = None
+        self.bar = terminal_bar(self.stream, total=total, initial=done, unit="it")
         # A notebook's bar is a widget: it goes into the page, not into a stream.
-        options = {"file": self.stream} if self.stream.isatty() else {}
-        try:
-            if is_quiet():
-                return
-            if options:
-                from tqdm import tqdm
-            elif stream is None and _in_notebook():
-                from tqdm.auto import tqdm
-            else:
-                return
-        except ImportError:
-            return
-        self.bar = tqdm(
-            total=total, initial=done, unit="it", dynamic_ncols=True, leave=False, **options
-        )
+        if self.bar is None and stream is None and not is_quiet() and _in_notebook():
+            from tqdm.auto import tqdm
+
+            self.bar = tqdm(total=total, initial=done, unit="it", dynamic_ncols=True, leave=False)
 
     def line(self, text: str) -> None:
         """Print one line, above the bar if there is one."""

@@ -9,7 +9,10 @@ from tiny_commands import Model, Tokenizer
 from tiny_training import tiny_loss, tiny_value_and_grad
 
 import pyloss
+import pyloss.cli.commands  # before the patches, which modules imported later would keep
+import pyloss.distillation.quantized
 import pyloss.generation
+import pyloss.quantizing
 from pyloss import nn
 from pyloss.models import conversion
 from pyloss.tuner import trainer, utils

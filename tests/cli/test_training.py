@@ -277,7 +277,7 @@ def test_the_precision_of_products_is_a_flag_and_a_key(world, capsys, tmp_path, 
     monkeypatch.setattr(
         evaluation,
         "evaluate",
-        lambda *arguments: measured.append(pyloss.get_matmul_precision()) or 1.0,
+        lambda *arguments, **options: measured.append(pyloss.get_matmul_precision()) or 1.0,
     )
     assert main(["eval", "--data", "data", "-c", "c.yaml"]) == main(["eval", "--data", "data"]) == 0
     assert measured == ["bfloat16", "float32"]

@@ -14,13 +14,13 @@ from pyloss.errors import counted
 from pyloss.evaluation import Difference, Evaluation, compare, measure, write_results
 from pyloss.evaluation.comparison import RESAMPLES
 from pyloss.evaluation.metrics import ANSWER_METRICS, COUNTED, LOSS_METRICS, read_metrics
+from pyloss.io import bars
 from pyloss.io.console import out, say
 from pyloss.io.files import check_target, user_path
 from pyloss.runtime import precision
 from pyloss.tuner.adapters.layout import CONFIG_FILE, adapter_place
 from pyloss.tuner.data.sources import read_sources
 from pyloss.tuner.datasets import load_dataset
-from pyloss.tuner.progress import ProgressReporter
 from pyloss.tuner.run.settings import merge_settings
 
 _SECONDS = 10  # between lines of progress
@@ -105,42 +105,30 @@ def _measured(
     limit = settings.test_batches
     if limit == 0:
         raise ValueError("test_batches is 0; it must be at least 1, or -1 for all")
-    progress = _Progress()
-    try:
-        with precision.matmul_precision(settings.matmul_precision):
-            return measure(
-                model,
-                tokenizer,
-                dataset,
-                names,
-                max_tokens=max_tokens,
-                batch_size=settings.batch_size,
-                max_seq_length=settings.max_seq_length,
-                limit=None if limit == -1 else limit * settings.batch_size,
-                progress=progress,
-            )
-    finally:
-        progress.close()
+    with precision.matmul_precision(settings.matmul_precision):
+        return measure(
+            model,
+            tokenizer,
+            dataset,
+            names,
+            max_tokens=max_tokens,
+            batch_size=settings.batch_size,
+            max_seq_length=settings.max_seq_length,
+            limit=None if limit == -1 else limit * settings.batch_size,
+            progress=_Progress(),
+        )
 
 
 class _Progress:
-    """Shows the number of answers: in a bar on a terminal, else in a line at times."""
+    """Says the number of answers at times, where `measure` shows no bar."""
 
     def __init__(self) -> None:
-        self._reporter: ProgressReporter | None = None
         self._said = time.monotonic()
 
     def __call__(self, done: int, total: int) -> None:
-        self._reporter = self._reporter or ProgressReporter(total)
-        if self._reporter.bar is not None:
-            self._reporter.bar.update()
-        elif time.monotonic() - self._said >= _SECONDS:
+        if time.monotonic() - self._said >= _SECONDS and not bars.possible():
             self._said = time.monotonic()
-            self._reporter.line(f"{done}/{total} answers")
-
-    def close(self) -> None:
-        if self._reporter is not None:
-            self._reporter.close()
+            say(f"{done}/{total} answers")
 
 
 def _print(found: Evaluation) -> None:

@@ -12,6 +12,7 @@ import pyloss.random
 from pyloss import models
 from pyloss.cli.commands.shared import Flags, move
 from pyloss.errors import counted
+from pyloss.io.bars import bar
 from pyloss.io.console import colored, out, say
 from pyloss.io.files import user_path
 from pyloss.optim import Optimizer, Schedule, WarmUp, build_optimizer, build_schedule
@@ -212,9 +213,17 @@ def print_loss(settings: SimpleNamespace, model: Any, dataset: Any, split: str) 
     note_other_targets(settings)
     with precision.matmul_precision(settings.matmul_precision):
         try:
-            loss = measure(
-                model, dataset, settings.batch_size, settings.test_batches, settings.max_seq_length
-            )
+            limit, size = settings.test_batches, settings.batch_size
+            count = -(-len(dataset) // size)
+            with bar("test loss", count if limit < 0 else min(limit, count), "batch") as shown:
+                loss = measure(
+                    model,
+                    dataset,
+                    size,
+                    limit,
+                    settings.max_seq_length,
+                    progress_callback=shown.step,
+                )
         except NoTargets as error:
             raise NoTargets(f"the {split} data: {error}") from None
     perplexity = math.exp(loss) if loss < 700 else math.inf

@@ -34,6 +34,7 @@ from pyloss.distillation.stored.folder import (
 from pyloss.distillation.stored.samples import KEY_BYTES, Targets, targets_of
 from pyloss.distillation.vocabularies import vocabulary_hash
 from pyloss.errors import FormatError, choices, counted, size_text
+from pyloss.io.bars import watched
 from pyloss.io.files import PathLike, user_path
 from pyloss.io.locks import locked
 from pyloss.io.outputs import kept_note, make_folder, set_aside
@@ -216,7 +217,8 @@ def _write(
 ) -> None:
     index = _begun(folder, settings, overwrite)
     begin, done = time.perf_counter(), 0
-    for plan in _plans(stored, settings):
+    plans = list(_plans(stored, settings))
+    for plan in watched(plans, "running the teacher", "shard"):
         at = plan.number
         if at < len(index.shards) and _is_whole(folder, settings, index.shards[at]):
             continue

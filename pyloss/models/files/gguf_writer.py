@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from pyloss.io.bars import watched
 from pyloss.io.files import replacing, user_path
 from pyloss.io.gguf import GGML_TYPES
 from pyloss.models.config.delta_net import DeltaNet, mrope_sections
@@ -124,7 +125,7 @@ def write_gguf_file(
                     writer.add_uint16("split.no", i)
                     writer.add_uint16("split.count", len(parts))
                     writer.add_int32("split.tensors.count", len(tensors))
-                _write(gguf, writer, part)
+                _write(gguf, writer, part, f"writing {place.name}")
             finally:
                 writer.close()
     return paths[0]
@@ -176,8 +177,8 @@ def _tensor_bytes(tensor: GGUFTensor) -> int:
     return rows * row_bytes(tensor.format, tensor.shape[-1])
 
 
-def _write(gguf: Any, writer: Any, tensors: Sequence[GGUFTensor]) -> None:
-    """Writes the header and the tensors of one file."""
+def _write(gguf: Any, writer: Any, tensors: Sequence[GGUFTensor], text: str) -> None:
+    """Writes the header and the tensors of one file; `text` says so in the bar."""
     for tensor in tensors:
         kind = gguf.GGMLQuantizationType[tensor.format.upper()]
         size = _tensor_bytes(tensor)
@@ -185,7 +186,7 @@ def _write(gguf: Any, writer: Any, tensors: Sequence[GGUFTensor]) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for tensor in tensors:
+    for tensor in watched(tensors, text, "tensor"):
         writer.write_tensor_data(np.ascontiguousarray(tensor.data()))
 
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from pyloss.checks.numbers import shown
 from pyloss.errors import counted
+from pyloss.io.bars import watched
 from pyloss.tuner.data.dataset_classes import CacheDataset
 from pyloss.tuner.data.targets import Sample
 
@@ -135,7 +136,7 @@ class BatchIterator(Iterator[Batch]):
         report, lengths = self.report, {}
         if not report.samples:
             raise ValueError("the dataset is empty")
-        for i in range(report.samples):
+        for i in watched(range(report.samples), "tokenizing the data", "sample"):
             whole = self._dataset.sample(i)
             if vocab_size is not None:
                 _check_ids(whole, i, vocab_size)

@@ -1,0 +1,149 @@
+"""Commands in a terminal of 80 and of 40 columns: bars, lines, a conversation."""
+
+import re
+
+import pytest
+import terminal
+import tiny_project
+
+pytest.importorskip("tqdm", reason="bars need tqdm (a dependency)")
+
+WIDTHS = pytest.mark.parametrize("columns", [80, 40])
+BAR = re.compile(r"\d+%\|")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("project")
+    tiny_project.make(folder)
+    return folder
+
+
+def unbroken(text):
+    """A screen without the line breaks that its width makes."""
+    return re.sub(r"\s+", "", text)
+
+
+def bars(run):
+    """The states of bars that were drawn; each begins with a carriage return."""
+    return [part for part in re.split(r"[\r\n]", run.written) if BAR.search(part)]
+
+
+def no_bar_stays(run):
+    assert not BAR.search(run.screen.text), run.screen.text
+    for state in bars(run):  # none is longer than a line, or it could not be erased
+        shown = re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "", state)
+        assert len(shown) <= run.screen.columns, shown
+
+
+@WIDTHS
+def test_training(made, tmp_path, columns):
+    argv = [*tiny_project.TRAIN, "--adapter-path", str(tmp_path / "a"), "--steps-per-report", "1"]
+    argv[argv.index("--iters") + 1] = "4"
+    run = terminal.run(argv, columns, made)
+    assert run.status == 0, run.screen.text
+    no_bar_stays(run)
+    drawn = bars(run)
+    assert any("loss" in state for state in drawn) or columns == 40
+    assert any("4/4" in state for state in drawn), drawn
+    text = unbroken(run.screen.text)
+    for line in (
+        "plan: 4 batches of 2, 4 updates", "iteration 1/4: train loss", "iteration 4/4: train loss",
+        "iteration 4/4: val loss", f"saved the adapter to {tmp_path / 'a' / 'adapters.safetensors'}",
+    ):  # fmt: skip
+        assert unbroken(line) in text, run.screen.text
+    # Lines go above the bar: each begins in the first column.
+    for number in range(1, 5):
+        assert re.search(rf"^iteration {number}/4: train loss", run.screen.text, re.M)
+
+
+@WIDTHS
+def test_a_conversation(made, columns):
+    argv = ["chat", "--model", "base", "--adapter-path", "adapters", "--max-tokens", "6"]
+    run = terminal.run(
+        argv, columns, made,
+        [("> ", "hello\n"), ("\n> ", "/base\n"), ("\n> ", "/nothing\n"), ("\n> ", "\x04")],
+    )  # fmt: skip
+    assert run.status == 0, run.screen.text
+    text = run.screen.text
+    assert "> hello" in text.splitlines()
+    assert "without the adapter" in text.splitlines()
+    assert re.search(r"^pyloss: error: .*/nothing", text, re.M)
+    assert unbroken("/help lists the commands; Ctrl-C ends an answer, Ctrl-D the program") in (
+        unbroken(text)
+    )
+
+
+@WIDTHS
+def test_control_c_ends_an_answer_and_not_the_program(made, columns):
+    argv = ["chat", "--model", "base", "--max-tokens", "100000", "--seed", "1"]
+    run = terminal.run(
+        argv, columns, made,
+        [("> ", "hello\n"), ("hello", ""), ("\n", "\x03"), ("\n> ", "/quit\n")],
+    )  # fmt: skip
+    assert run.status == 0, run.screen.text
+    assert "Traceback" not in run.screen.text
+
+
+@WIDTHS
+def test_a_report(made, tmp_path, columns):
+    adapter = str(tmp_path / "a")
+    assert terminal.run([*tiny_project.TRAIN, "--adapter-path", adapter], 80, made).status == 0
+    page = tmp_path / "page.html"
+    argv = ["report", adapter, "--output", str(page), "--prompts", "2", "--max-tokens", "4"]
+    run = terminal.run(argv, columns, made)
+    assert run.status == 0, run.screen.text
+    no_bar_stays(run)
+    assert unbroken(f"wrote {page}") in unbroken(run.screen.text)
+    assert page.read_text().startswith("<!doctype html>")
+
+
+LONG = {
+    "quantize": (["--to", "q4", "--group-size", "32", "--output"], "quantizing to q4"),
+    "export": (["--to", "gguf", "--type", "q8_0", "--output"], "writing made"),
+    "convert": (["--dequantize", "--output"], "converting to float32"),
+    "fuse": (["--adapter-path", "adapters", "--save-path"], "merging the adapter"),
+}
+
+
+@WIDTHS
+@pytest.mark.parametrize("command", list(LONG))
+def test_long_work_shows_what_is_done(made, tmp_path, command, columns):
+    more, text = LONG[command]
+    model = "base" if command != "convert" else "base.gguf"
+    argv = [command, "--model", model, *more, str(tmp_path / "made")]
+    run = terminal.run(argv, columns, made)
+    assert run.status == 0, run.screen.text
+    no_bar_stays(run)
+    drawn = [state.split(":")[0].strip() for state in bars(run)]
+    assert "loading the model" in drawn and text in drawn, drawn
+    quiet = terminal.run([*argv, "--quiet", "--overwrite"], columns, made)
+    assert quiet.status == 0 and not bars(quiet) and not quiet.screen.text
+
+
+def test_data_are_tokenized_with_a_bar(made, tmp_path):
+    argv = [*tiny_project.TRAIN, "--adapter-path", str(tmp_path / "a")]
+    run = terminal.run(argv, 80, made)
+    assert any(state.startswith("tokenizing the data") for state in bars(run))
+
+
+def test_without_a_terminal_there_are_no_bars(made, tmp_path):
+    argv = ["quantize", "base", "--to", "q8", "--group-size", "32", "--output", str(tmp_path / "m")]
+    done = tiny_project.command(*argv, cwd=made)
+    assert done.returncode == 0 and b"%|" not in done.stdout + done.stderr and not done.stdout
+
+
+def test_a_line_does_not_tear_a_bar(made, tmp_path):
+    """Lines of `say` go above the bar, which is drawn again."""
+    code = (
+        "from pyloss.io import bars, console\n"
+        "bars._DELAY = 0\n"
+        "bars.show(True)\n"
+        "for i in bars.watched(range(3), 'counting'):\n"
+        "    console.say(f'number {i}')\n"
+    )
+    (tmp_path / "script.py").write_text(code)
+    run = terminal.run_python([str(tmp_path / "script.py")], 40, made)
+    assert run.status == 0
+    no_bar_stays(run)
+    assert run.screen.text.splitlines() == ["number 0", "number 1", "number 2"]
