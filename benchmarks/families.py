@@ -1,23 +1,24 @@
 """`make bench-families`: LoRA steps of each family, and what models of real sizes need.
 
-    python benchmarks/families.py [--quick] [--only PART ...]
+    python benchmarks/families.py [--quick] [--only PART ...] [--models NAME ...]
 
 Weights are random, of the shapes that published models have. Prints:
 - families: a few layers at their real width over float32 weights, beside the time of the matrix
   products alone at the speed of plain ones, and beside torch + PEFT;
 - mixers: the operations in place of attention, beside the limits of products and of memory;
-- sizes: whole models over 4-bit weights.
+- sizes: whole models over 4-bit weights, a table for the README; --models chooses them.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
 from common import WORK, free_gb, machine, run_json, table
-from shapes import narrow, shape_file
+from shapes import SHAPES, narrow, shape_file
+from step_work import RANK
 
 
 class Part(NamedTuple):
@@ -48,7 +49,7 @@ FAMILIES = (
 VOCABULARY = 16384  # few layers under a whole head would measure the head
 TOKENS = 1024
 SIZES = ("SmolLM2-135M", "LFM2-350M", "Qwen3-0.6B", "LFM2-1.2B", "SmolLM2-1.7B", "Qwen3-4B")
-SIZE_TOKENS = 512
+SIZE_TOKENS, LEAST_GB = 512, 4
 MIXERS = ("short_conv", "conv_silu", "delta_rule")
 
 
@@ -62,7 +63,7 @@ def product_limit(found: dict) -> float:
     return 1e3 * sum(work) / found["matrix_gflops"]
 
 
-def families(quick: bool) -> list[str]:
+def families(quick: bool, _: Sequence[str]) -> list[str]:
     """A step of each family, and the operations of its mixers."""
     rows, mixers = [], []
     sizes = ("--batch", "1", "--tokens", str(TOKENS))
@@ -131,10 +132,13 @@ def mixer_rows(name: str, found: dict) -> list[tuple[str, ...]]:
     return rows
 
 
-def whole_models(quick: bool) -> list[str]:
+def whole_models(quick: bool, names: Sequence[str]) -> list[str]:
     """LoRA and generation over 4-bit weights of whole models: what a machine can do."""
-    rows = []
-    for name in SIZES[:1] if quick else SIZES:
+    rows, left = [], ""
+    for name in names[:1] if quick else names:
+        if rows and free_gb() < LEAST_GB:
+            left = f"\nLarger ones were left out: less than {LEAST_GB} GB of memory are free."
+            break
         file = shape_file(name)
         sizes = ("--batch", "1", "--tokens", str(SIZE_TOKENS), "--passes", "1" if quick else "3")
         found = run_json("step_pyloss.py", file, *sizes, "--type", "q4_1")
@@ -150,17 +154,16 @@ def whole_models(quick: bool) -> list[str]:
                 f"{answer['tokens_per_s']:.1f}",
             )
         )
-        if free_gb() < 4:
-            break
     heads = (
-        f"LoRA over Q4_1, 1 x {SIZE_TOKENS}",
+        "model",
         "weights, GB",
-        "tokens/s",
+        "training, tokens/s",
         "minutes for 100,000 tokens",
-        "peak GB",
+        "peak memory, GB",
         "generating, tokens/s",
     )
-    return [table(heads, rows)]
+    about = f"LoRA of rank {RANK} over 4-bit weights (Q4_1), 1 x {SIZE_TOKENS} tokens a step:\n\n"
+    return [about + table(heads, rows) + left]
 
 
 PARTS = {"families": families, "sizes": whole_models}
@@ -172,12 +175,13 @@ def main() -> None:
         "--quick", action="store_true", help="few runs: checks that everything works"
     )
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART")
+    parser.add_argument("--models", nargs="+", choices=SHAPES, default=list(SIZES), metavar="NAME")
     options = parser.parse_args()
     WORK.mkdir(parents=True, exist_ok=True)
     print(machine(), flush=True)
     for name, part in PARTS.items():
         if name in options.only:
-            for text in part(options.quick):
+            for text in part(options.quick, options.models):
                 print(f"\n{text}", flush=True)
 
 

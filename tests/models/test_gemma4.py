@@ -116,6 +116,10 @@ def test_sizes_that_do_not_fit(options, said):
     "changes, said",
     [
         ({"enable_moe_block": True}, "a mixture of experts beside the MLP"),
+        (
+            {"enable_moe_block": True, "num_experts": 128, "top_k_experts": 8, "moe_intermediate_size": 704},
+            "a mixture of experts beside the MLP",
+        ),
         ({"attention_k_eq_v": True}, "keys that are values too"),
         ({"use_bidirectional_attention": "all"}, "use_bidirectional_attention 'all'"),
         ({"per_layer_config": {"1": {"head_dim": 12}}}, "per_layer_config: must give all layers"),

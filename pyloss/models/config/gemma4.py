@@ -30,6 +30,8 @@ KEYS: dict[str, Kind] = {
     "enable_moe_block": FLAG,
     "use_bidirectional_attention": TEXT,
 }
+#: Keys of experts, which mean nothing unless enable_moe_block is true.
+EXPERTS = {"num_experts", "top_k_experts", "moe_intermediate_size"}
 #: transformers' values where these keys are missing.
 DEFAULTS = {
     "global_head_dim": 512,

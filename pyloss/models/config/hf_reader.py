@@ -22,7 +22,11 @@ from pyloss.models.config.fields import (
     periodic_layers,
     rotated_layers,
 )
-from pyloss.models.config.gemma4 import KEYS as GEMMA4_KEYS, read_hf_gemma4
+from pyloss.models.config.gemma4 import (
+    EXPERTS as GEMMA4_EXPERTS,
+    KEYS as GEMMA4_KEYS,
+    read_hf_gemma4,
+)
 from pyloss.models.config.known_keys import MAMBA_KEYS, refuse_hf_keys, refuse_rope_keys
 from pyloss.models.config.lfm2 import READ as LFM2_READ, plain_keys
 from pyloss.models.config.mamba import read_hf_mamba, read_hf_types
@@ -173,6 +177,8 @@ def read_hf_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     known = set(kinds) | (LFM2_READ if family.short_conv else set())
     if family.mamba:
         known |= MAMBA_KEYS
+    if family.gemma4:
+        known |= GEMMA4_EXPERTS
     refuse_hf_keys(path, content, known, set(_OF_SOME), model_type)
     if family.short_conv:
         content = plain_keys(path, content, family.defaults, adjusted=family.experts is None)
