@@ -165,7 +165,11 @@ def not_for(model: Any, base: Base | None, path: PathLike, problems: list[str]) 
     own = None if base is None else base_of(model)
     if base is None or own is None or base.difference(own) is None:
         return f"the adapter in {path} is not one for this model:{listed(problems)}"
-    return f"the adapter in {path} was made for {base}, and this model is {own}:{listed(problems)}"
+    more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
+    return (
+        f"the adapter in {path} was made for {base}, and this model is {own}, which it does not "
+        f"fit: {problems[0]}{more}"
+    )
 
 
 def _linear_layers(model: Any) -> Iterator[tuple[str, Any]]:

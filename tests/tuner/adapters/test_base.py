@@ -122,7 +122,10 @@ def test_every_file_of_a_run_says_it(tmp_path):
 def test_a_model_of_other_sizes_is_named_before_the_shapes(tmp_path):
     save_adapter(over(tmp_path / "first"), tmp_path / "a")
     other = tiny.load_tiny(tmp_path / "wide", hidden_size=64)
-    expected = r"was made for first \(llama, 3 layers of 32\), and this model is wide \(llama, 3 la"
+    expected = (
+        r"was made for first \(llama, 3 layers of 32\), and this model is wide \(llama, 3 layers of "
+        r"64\), which it does not fit: model.layers.1.mlp.down_proj: lora_a [^\n]*, and 13 more$"
+    )
     with pytest.raises(ValueError, match=expected):
         load_adapters(other, tmp_path / "a")
 
