@@ -17,7 +17,7 @@ from pyloss.errors import FormatError, choices
 from pyloss.io.files import user_path, write_json, write_text
 from pyloss.models.text.gguf_tokenizer import build_tokenizer
 from pyloss.models.text.positions import Positions
-from pyloss.models.text.tokenizer_folder import read_folder
+from pyloss.models.text.tokenizer_folder import read_folder, read_generation_config
 from pyloss.models.text.tokenizer_library import library
 
 # Arguments of transformers' apply_chat_template that are not variables of the template.
@@ -37,7 +37,8 @@ class Tokenizer:
         chat_template: Jinja source, or several by name ("default", "tool_use"), or None.
         source: the file or folder that all this came from.
 
-    Attributes: `special_tokens`, `chat_template`, `source`, and `eos_token_ids`, a set.
+    Attributes: `special_tokens`, `chat_template`, `source`, `eos_token_ids`, a set, and
+    `generation_config`, what generation_config.json says of sampling and ends.
 
     Raises:
         FormatError: a special token that is not in the vocabulary.
@@ -50,11 +51,13 @@ class Tokenizer:
         eos_token_ids: Iterable[int] = (),
         chat_template: str | dict[str, str] | None = None,
         source: str | os.PathLike[str] = "tokenizer",
+        generation_config: Mapping[str, Any] | None = None,
     ) -> None:
         self.backend = backend
         self.special_tokens = dict(special_tokens)
         self.chat_template = chat_template
         self.source = source
+        self.generation_config = dict(generation_config or {})
         for name, token in self.special_tokens.items():
             if backend.token_to_id(token) is None:
                 raise FormatError(source, name, f"{shown(token)} is not in the vocabulary")
@@ -77,7 +80,8 @@ class Tokenizer:
             ImportError: tokenizer.model needs the `sentencepiece` package.
             ValueError: a kind of tokenizer.model that pyloss does not read.
         """
-        return cls(*read_folder(user_path(folder)), folder)
+        place = user_path(folder)
+        return cls(*read_folder(place), folder, read_generation_config(place))
 
     @classmethod
     def from_gguf(
@@ -271,6 +275,8 @@ class Tokenizer:
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write tokenizer.json, tokenizer_config.json and special_tokens_map.json for transformers.
 
+        generation_config.json comes with them if there was one, or if there are several end tokens.
+
         Raises OSError naming the file that could not be written.
         """
         folder = user_path(folder)
@@ -292,6 +298,9 @@ class Tokenizer:
         write_text(folder / "tokenizer.json", self.backend.to_str(pretty=True))
         write_json(folder / "tokenizer_config.json", config)
         write_json(folder / "special_tokens_map.json", self.special_tokens)
+        if self.generation_config or len(self.eos_token_ids) > 1:
+            ends = {"eos_token_id": sorted(self.eos_token_ids)}
+            write_json(folder / "generation_config.json", {**self.generation_config, **ends})
         stale = folder / "chat_template.jinja"
         if stale.exists():  # readers prefer it to the configuration
             default = template.get("default") if isinstance(template, dict) else template

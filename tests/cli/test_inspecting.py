@@ -72,3 +72,22 @@ def test_unusable_data(mine, capsys, tmp_path):
     fails(capsys, ["data", "empty.jsonl"], "no records in 'empty.jsonl'")
     fails(capsys, ["data", "none.jsonl"], "none.jsonl: there is no such file")
     fails(capsys, ["data", "mine.csv"], "record 1 (line 2): the record's keys are 'q', 'a'")
+
+
+def test_preference_pairs_are_described_and_not_trained_on(world, capsys, tmp_path):
+    pairs = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"say {i}", "chosen": f"it is {i}", "rejected": "no"} for i in range(4)]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["data", str(pairs)]) == 0
+    said = capsys.readouterr().out
+    assert "records: 4 (preference pairs: prompt, chosen, rejected)" in said
+    assert "with --map prompt=prompt,completion=chosen the chosen answers are trained on" in said
+    train = ["train", "--data", str(pairs), "--iters", "2", "--batch-size", "1"]
+    assert main(train) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "preference pairs: prompt, chosen, rejected: there is no training on" in error
+    assert not (tmp_path / "adapters").exists()
+    assert main([*train, "--map", "prompt=prompt,completion=chosen"]) == 0
+    assert main(["data", str(pairs), "--write", str(tmp_path / "chosen.jsonl")]) == 0
+    written = [json.loads(line) for line in (tmp_path / "chosen.jsonl").read_text().splitlines()]
+    assert written[1] == {"prompt": "say 1", "completion": "it is 1"}

@@ -1,6 +1,7 @@
 """Tokenizers from GGUF metadata: ids, text, special tokens, streams, conversations, and damage."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 import numpy as np
@@ -281,3 +282,25 @@ def test_special_tokens_of_phi3_strip_the_space_after_them():
     stripped = ["<|eot|>", "h", "<s>", "Ġ", "h", "<tool>", "h"]
     kept = ["<|eot|>", "Ġ", "Ġ", "h", "<s>", "Ġ", "h", "<tool>", "Ċ", "Ċ", "h"]
     assert list(found.values()) == [stripped, stripped, kept, kept]
+
+
+def test_the_generation_config_goes_along(tmp_path):
+    """A folder that is saved again keeps sampling and all tokens that end an answer."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    tokenizer().save(first)
+    assert not (first / "generation_config.json").exists()
+    said = {"temperature": 0.5, "eos_token_id": [2, 3], "do_sample": True}
+    (first / "generation_config.json").write_text(json.dumps(said))
+    read = Tokenizer.from_folder(first)
+    assert read.generation_config == said and read.eos_token_ids == {2, 3}
+    read.save(second)
+    assert json.loads((second / "generation_config.json").read_text()) == said
+    again = Tokenizer.from_folder(second)
+    assert again.eos_token_ids == {2, 3} and again.generation_config == said
+
+
+def test_several_end_tokens_of_a_gguf_file_are_saved(tmp_path):
+    several = tokenizer()
+    several.eos_token_ids.add(3)
+    several.save(tmp_path)
+    assert Tokenizer.from_folder(tmp_path).eos_token_ids == {2, 3}

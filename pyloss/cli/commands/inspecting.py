@@ -28,6 +28,7 @@ def data(flags: Flags) -> int:
         _check_target(target, settings.data)
     elif form is not None:
         raise ValueError("--as says the form of --write, which is not given")
+    settings.describing = True
     tokenizer = loading.load_tokenizer(settings.model)
     found = load_whole(settings, tokenizer)
     if target is not None and len(found) > 1:

@@ -80,8 +80,8 @@ def export_parser(commands: Any) -> None:
     add(
         "--type",
         help="gguf, ollama: store matrices as f32, f16, bf16, q8_0, q5_0, q5_1, q4_0 or q4_1, or "
-        "as a mixture: q6_k, q5_k_m, q5_k_s, q4_k_m, q4_k_s, q3_k_l, q3_k_m, q3_k_s, q2_k, iq4_nl "
-        "or iq4_xs (default: as they are; ollama: q4_k_m)",
+        "as a mixture: q6_k, q5_k_m, q5_k_s, q4_k_m, q4_k_s, q3_k_l, q3_k_m, q3_k_s, q2_k, q2_k_s, "
+        "iq4_nl or iq4_xs (default: as they are; ollama: q4_k_m)",
     )
     add(
         "--importance-data",

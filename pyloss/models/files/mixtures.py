@@ -22,6 +22,7 @@ class _Kind(NamedTuple):
 
 _MIXTURES = {
     "q2_k": _Kind("q2_k", 10),
+    "q2_k_s": _Kind("q2_k", 21),
     "q3_k_s": _Kind("q3_k", 11),
     "q3_k_m": _Kind("q3_k", 12),
     "q3_k_l": _Kind("q3_k", 13),
@@ -110,6 +111,8 @@ class Mixture:
         chosen, shared = self.usual, self.sharing >= 4
         if self.name == "q2_k":
             chosen = "q4_k" if shared else "q3_k"
+        elif self.name == "q2_k_s":
+            chosen = "q4_k" if shared else "q2_k"
         elif self.name == "q3_k_m":
             chosen = "q5_k" if place < 2 else "q4_k"
         elif self.name == "q3_k_l" or (self.name.startswith("iq4") and shared):
@@ -127,6 +130,8 @@ class Mixture:
         first = layer < self.layers // 8
         if self.name == "q2_k":
             return "q3_k"
+        if self.name == "q2_k_s":
+            return "q4_k" if first else "q2_k"
         if self.name == "q3_k_m":
             return "q5_k" if layer < self.layers // 16 else "q4_k"
         if self.name == "q3_k_l":

@@ -70,6 +70,14 @@ def read_folder(
     return backend, special, set(ends), _read_templates(folder, config, config_file)
 
 
+def read_generation_config(folder: Path) -> dict[str, Any]:
+    """What generation_config.json says; empty where there is none.
+
+    Raises FormatError for one that is no JSON object.
+    """
+    return _read_if_there(folder / "generation_config.json")
+
+
 def _add_listed_tokens(backend: tokenizers.Tokenizer, path: Path) -> None:
     """Adds the tokens of added_tokens.json, which has the id of each text."""
     ids = _read_if_there(path)

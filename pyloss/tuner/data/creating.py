@@ -30,11 +30,14 @@ def create_dataset(data: Any, tokenizer: Any, config: Any) -> RecordDataset:
 
     `config` may have `mask_prompt`, `train_on`, `map` (see `layouts.read_map`) and, as in mlx-lm,
     `prompt_feature`, `completion_feature`, `chat_feature` and `text_feature`. Raises `ValueError`
-    for an empty dataset, for unknown keys, and for text records with a masked prompt.
+    for an empty dataset, for unknown keys, for text records with a masked prompt, and for
+    preference pairs, unless `config` has `describing`: then their chosen answers are read.
     """
     if len(data) == 0:
         raise ValueError("the dataset is empty")
     layout, keys = _layout_of(data, config)
+    if layout.note and not getattr(config, "describing", False):
+        raise ValueError(f"{place_of(data, 0)}: {layout}: {layout.note}")
     given = data if layout.convert is None else Converted(data, layout)
     mask_prompt = bool(getattr(config, "mask_prompt", False))
     train_on = getattr(config, "train_on", None)

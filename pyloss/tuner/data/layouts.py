@@ -40,7 +40,8 @@ KNOWN = (
     "one of these layouts: OpenAI: messages; ShareGPT: conversations; "
     "Alpaca: instruction, input, output; a prompt "
     f"({', '.join(PROMPTS)}) with an answer ({', '.join(ANSWERS)}), and context if there is any; "
-    "plain text: text; for others --map prompt=KEY,completion=KEY, messages=KEY or text=KEY"
+    "preference pairs: prompt, chosen, rejected; plain text: text; "
+    "for others --map prompt=KEY,completion=KEY, messages=KEY or text=KEY"
 )
 #: what `--map` may name: the forms' keys, and those that are added to them
 TARGETS = ("prompt", "completion", "messages", "text", "system", "context", "tools")
@@ -55,12 +56,23 @@ class Layout:
         keys: the keys that are read.
         form: "messages", "completion" or "text": the dataset that takes the records.
         convert: turns a record, with its origin for errors, into that form; None: it has it.
+        chosen: of preference pairs, the `--map` that trains on the chosen answers; only with it
+            are they trained on. Otherwise "".
     """
 
     name: str
     keys: tuple[str, ...]
     form: str
     convert: Callable[[Record, str], Record] | None = None
+    chosen: str = ""
+
+    @property
+    def note(self) -> str:
+        """What a user of preference pairs has to know; "" for other layouts."""
+        return self.chosen and (
+            "there is no training on preferences; with "
+            f"--map {self.chosen} the chosen answers are trained on"
+        )
 
     def __str__(self) -> str:
         return f"{self.name}: {', '.join(self.keys)}"
@@ -181,6 +193,8 @@ def mapped(mapping: Mapping[str, str], first: Record) -> Layout:
     tools, system = mapping.get("tools"), mapping.get("system")
     if "messages" in mapping:
         return _conversation("mapped to messages", mapping["messages"], system, tools)
+    if set(mapping) == {"prompt", "completion"} and isinstance(first[mapping["prompt"]], list):
+        return continued(mapping["prompt"], mapping["completion"])
     parts = [mapping[name] for name in ("context", "prompt") if name in mapping]
     return _pair("mapped to a pair", parts, mapping["completion"], system, tools, must=parts)
 
@@ -190,6 +204,8 @@ def recognized(first: Record, keys: Collection[str]) -> Layout:
 
     Raises `ValueError` that names the keys found and the layouts known.
     """
+    if "chosen" in first and "rejected" in first:
+        return _preferences(first)
     found: list[Layout] = []
     system = next((key for key in _SYSTEM if key in keys), None)
     tools = "tools" if "tools" in keys else None
@@ -218,6 +234,25 @@ def recognized(first: Record, keys: Collection[str]) -> Layout:
         return found[0]
     several = ", which can be read in several ways" if found else ""
     raise ValueError(f"the record's keys are {keys_of(first)}{several}; expected {KNOWN}")
+
+
+def _preferences(first: Record) -> Layout:
+    """The layout of pairs of a chosen and a rejected answer, as DPO takes them.
+
+    It reads the chosen answers, as `--map` with its `chosen` does.
+    """
+    prompt = next((key for key in PROMPTS if key in first), None)
+    whole = _first_message(first["chosen"]).get("role", "assistant") != "assistant"
+    if isinstance(first["chosen"], list) and (whole or prompt is None):
+        chosen = "messages=chosen"
+    elif prompt is None:
+        chosen = "text=chosen"
+    else:
+        chosen = f"prompt={prompt},completion=chosen"
+    keys = (*_some(prompt), "chosen", "rejected")
+    return replace(
+        mapped(read_map(chosen), first), name="preference pairs", keys=keys, chosen=chosen
+    )
 
 
 def chat(key: str, first: Record, keys: Collection[str]) -> Layout:

@@ -40,6 +40,8 @@ def describe(
                 without.append(dataset.where(i))
         progress()
     yield f"records: {len(dataset):,} ({dataset.layout})"
+    if note := getattr(dataset.layout, "note", ""):
+        yield note
     if refused:
         yield f"unusable: {counted(len(refused), 'record')}; the first: {refused[0]}"
     if lengths:

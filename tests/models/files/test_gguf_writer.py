@@ -257,8 +257,7 @@ def test_a_tokenizer_json_is_described_as_its_gguf_was(tmp_path, pre, around):
         again.special_tokens == tokenizer.special_tokens
         and again.chat_template == tokenizer.chat_template
     )
-    # Only the files of the model, absent here, hold the end of a turn.
-    assert again.eos_token_ids == {2}
+    assert again.eos_token_ids == {2, 3}
 
 
 def test_what_a_gguf_said_of_its_tokenizer_is_carried_over(tmp_path):

@@ -64,6 +64,7 @@ def test_llama_3_as_q4_k_m():
     "name, values, output, down",
     [
         ("q2_k", {"q4_k": 32}, "q3_k", {"q3_k": 32}),
+        ("q2_k_s", {"q4_k": 32}, "q2_k", {"q4_k": 4, "q2_k": 28}),
         ("q3_k_s", {"q3_k": 32}, "q3_k", {"q3_k": 32}),
         ("q3_k_m", {"q5_k": 2, "q4_k": 30}, "q4_k", {"q5_k": 2, "q4_k": 30}),
         ("q3_k_l", {"q5_k": 32}, "q5_k", {"q5_k": 32}),
@@ -91,6 +92,8 @@ def test_each_mixture(name, values, output, down):
 
 def test_what_depends_on_the_model():
     assert chosen("q2_k", kv_heads=16)["blk.0.attn_v.weight"] == "q3_k"
+    assert chosen("q2_k_s", kv_heads=16)["blk.0.attn_v.weight"] == "q2_k"
+    assert chosen("q2_k_s", experts=8)["blk.0.attn_output.weight"] == "q2_k"
     assert chosen("iq4_nl", kv_heads=16)["blk.0.attn_v.weight"] == "iq4_nl"
     assert chosen("iq4_nl", importance=True)["blk.0.ffn_down.weight"] == "iq4_nl"
     experts = chosen("q4_k_m", experts=8)

@@ -133,7 +133,7 @@ def test_openais_messages_under_other_names_and_as_text():
     ("record", "message"),
     [
         ({"q": "a", "reply": "b"}, "keys are 'q', 'reply'; expected one of these layouts: OpenAI"),
-        ({"question": "a", "chosen": "b", "rejected": "c"}, "expected one of these layouts"),
+        ({"question": "a", "chosen": "b"}, "expected one of these layouts"),
         ({"problem": "a", "solution": "b", "answer": "c"}, "can be read in several ways; expected"),
         ({"question": "a", "query": "b", "answer": "c"}, "can be read in several ways; expected"),
         ({"conversations": [], "question": "a", "answer": "c"}, "can be read in several ways"),
@@ -255,3 +255,58 @@ def test_templates_that_fail(template, said):
     later = mapped({"prompt": "{{ x }}", "completion": "label"}, {"x": 1, "label": "b"})
     with pytest.raises(ValueError, match="record 1: the template of prompt failed: 'x' is undef"):
         Converted([{"x": 1, "label": "b"}, record], later)[1]
+
+
+MESSAGES = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+
+
+@pytest.mark.parametrize(
+    ("record", "keys", "chosen", "form"),
+    [
+        (
+            {"prompt": "hi", "chosen": "hello", "rejected": "no"},
+            ("prompt", "chosen", "rejected"),
+            "prompt=prompt,completion=chosen",
+            {"prompt": "hi", "completion": "hello"},
+        ),
+        (
+            {"question": "hi", "chosen": "hello", "rejected": "no", "score": 3},
+            ("question", "chosen", "rejected"),
+            "prompt=question,completion=chosen",
+            {"prompt": "hi", "completion": "hello"},
+        ),
+        (
+            {"prompt": "hi", "chosen": MESSAGES, "rejected": []},
+            ("prompt", "chosen", "rejected"),
+            "messages=chosen",
+            {"messages": MESSAGES},
+        ),
+        (
+            {"prompt": MESSAGES[:1], "chosen": MESSAGES[1:], "rejected": []},
+            ("prompt", "chosen", "rejected"),
+            "prompt=prompt,completion=chosen",
+            {"messages": MESSAGES},
+        ),
+        (
+            {"chosen": "Human: hi Assistant: hello", "rejected": "Human: hi"},
+            ("chosen", "rejected"),
+            "text=chosen",
+            {"text": "Human: hi Assistant: hello"},
+        ),
+    ],
+)
+def test_preference_pairs_are_named_and_read_by_their_chosen_answers(record, keys, chosen, form):
+    layout = recognized(record, set(record))
+    assert str(layout) == f"preference pairs: {', '.join(keys)}"
+    assert layout.convert(record, "line 1") == form
+    assert layout.note == (
+        f"there is no training on preferences; with --map {chosen} the chosen answers are trained on"
+    )
+    # what the note names does so
+    again = mapped(read_map(chosen), record)
+    assert again.convert(record, "line 1") == form and not again.note
+
+
+def test_a_table_with_messages_beside_the_pairs_is_one_of_messages():
+    record = {"messages": MESSAGES, "chosen": MESSAGES, "rejected": MESSAGES}
+    assert str(chat("messages", record, set(record))) == "OpenAI: messages"
