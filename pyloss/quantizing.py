@@ -13,7 +13,7 @@ from pyloss import loading
 from pyloss.exporting import check_request, column_importance_of, export
 from pyloss.io.files import check_target, user_path
 from pyloss.io.outputs import make_folder, output
-from pyloss.models.conversion import QUANTIZATIONS, quantize_model
+from pyloss.models.conversion import QUANTIZATIONS, left_text, quantize_model
 from pyloss.models.files.gguf_writer import TYPES, refuse_model, write_gguf
 from pyloss.models.reading import load_model
 from pyloss.models.saving import save_model
@@ -110,8 +110,8 @@ def quantize(
     if to in FOLDERS:
         student = load_model(source)
         step(f"quantizing to {to}")
-        for layer, reason in quantize_model(student, to, **options).items():
-            step(f"not quantized: {layer} ({reason})")
+        if left := quantize_model(student, to, **options):
+            step(f"not quantized: {left_text(left)}")
         found = tuned(student)
         save_model(student, path, tokenizer, dtype, overwrite)
         return found

@@ -26,6 +26,7 @@ from pyloss.optim import Adam
 from pyloss.optim.schedules import cosine_decay
 from pyloss.tuner.data.batching import iterate_batches
 from pyloss.tuner.losses import default_loss
+from pyloss.tuner.progress import log_beside_results
 from pyloss.tuner.run.args import TrainingArgs
 from pyloss.tuner.run.evaluation import evaluate, own_data
 
@@ -144,7 +145,8 @@ def tune_scales(
         seed=seed,
         progress=progress,
     )
-    distill(student, original, Adam(cosine_decay(rate, iters)), train_dataset, args=args)
+    with log_beside_results():
+        distill(student, original, Adam(cosine_decay(rate, iters)), train_dataset, args=args)
     student.set_grad_checkpoint(checkpointed)
     store_scales(student)
     step("measuring the tuned model")

@@ -118,8 +118,21 @@ def reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def out(text: str, end: str = "\n", flush: bool = False) -> None:
-    """Write a result to standard output. Never raises: `lost()` says whether it arrived."""
+def visible(text: str) -> str:
+    """Text with control characters other than tabs and line breaks escaped, as in `\\x1b`."""
+    return "".join(
+        c if c in "\n\t" or ord(c) >= 160 or c.isprintable() else f"\\x{ord(c):02x}" for c in text
+    )
+
+
+def out(text: str, end: str = "\n", flush: bool = False, foreign: bool = False) -> None:
+    """Write a result to standard output. Never raises: `lost()` says whether it arrived.
+
+    On a terminal, control characters of `foreign` text, such as a model's, are escaped: they could
+    move the cursor, or make the terminal answer.
+    """
+    if foreign and _out.isatty():
+        text = visible(text)
     if _log_lost is not None:
         _out._dropped(_log_lost)
     _out.write(text + end)

@@ -42,7 +42,7 @@ def quantize_model(
 
     Raises:
         ValueError: an unknown name, a group size that is no power of two from 32 on, unfused
-            adapters, or values that cannot be quantized.
+            adapters, values that cannot be quantized, or no layer that can.
     """
     format = QUANTIZATIONS.get(quantization)
     if format is None:
@@ -58,7 +58,7 @@ def quantize_model(
     quantized = any(not weight.is_float for weight in _matrices(model.stored()))
     floats = DTYPES[dtype or ("float16" if quantized else model_dtype(model))]
     options: dict[str, Any] = {"group_size": size, "scale_format": floats, "double": double}
-    left = {}
+    left, done = {}, 0
     for name, module in watched(_layers(model), f"quantizing to {quantization}", "layer"):
         reason = _left_out(name, module, format, size)
         if reason:
@@ -70,7 +70,21 @@ def quantize_model(
             module,
             lambda matrix: _quantized(matrix, format, DTYPES[dtype] if dtype else None, options),
         )
+        done += 1
+    if not done:
+        raise ValueError(f"nothing can be quantized to {quantization}: {left_text(left)}")
     return left
+
+
+def left_text(left: Mapping[str, str]) -> str:
+    """What `quantize_model` left out, as a list of reasons with their layers."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in left.items():
+        by_reason.setdefault(reason, []).append(name)
+    return "; ".join(
+        f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''} ({reason})"
+        for reason, names in by_reason.items()
+    )
 
 
 def dequantize_model(model: Model, dtype: str = "float32") -> None:

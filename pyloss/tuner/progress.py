@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any, TextIO
@@ -16,14 +17,29 @@ from pyloss.tuner.callbacks import Info, TrainingCallback
 #: the heights of a sparkline's columns
 _BARS = "▁▂▃▄▅▆▇█"
 _COLUMNS = 40
+#: whether standard output is for results alone
+_beside_results = False
 
 
 def log_stream() -> str:
     """The standard stream of a run's log: "stdout" unless that is closed or a terminal.
 
-    So `pyloss train > log` and a pipe get the log, and a terminal's bar is not torn by it.
+    So `pyloss train > log` and a pipe get the log, and a terminal's bar is not torn by it. In a
+    block of `log_beside_results` it is "stderr".
     """
-    return "stderr" if sys.stdout is None or Console("stdout").isatty() else "stdout"
+    other = _beside_results or sys.stdout is None or Console("stdout").isatty()
+    return "stderr" if other else "stdout"
+
+
+@contextmanager
+def log_beside_results() -> Iterator[None]:
+    """Runs in the block log to standard error: the command's results go to standard output."""
+    global _beside_results
+    before, _beside_results = _beside_results, True
+    try:
+        yield
+    finally:
+        _beside_results = before
 
 
 def sparkline(values: Sequence[float], columns: int = _COLUMNS) -> str:

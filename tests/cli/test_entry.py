@@ -177,3 +177,10 @@ def test_too_little_memory_says_what_needs_less_of_it(world, capsys, monkeypatch
     )
     lines = fails(capsys, ["generate"], "error: out of memory (Unable to allocate 7 GiB)")
     assert "batch-size" not in lines[-1]
+
+
+def test_the_version_is_a_result(capsys):
+    import pyloss
+
+    assert main(["--version"]) == 0
+    assert capsys.readouterr() == (f"pyloss {pyloss.__version__}\n", "")

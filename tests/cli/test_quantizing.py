@@ -38,7 +38,8 @@ def logits(path):
 
 def table(text):
     """The printed rows: KL and perplexity by name."""
-    *_, original, before, after = text.splitlines()
+    header, original, before, after = text.splitlines()  # the log of the run goes elsewhere
+    assert header.split() == ["KL", "from", "original", "perplexity"]
     assert original.startswith("original ")
     rows = [line.rsplit(maxsplit=2) for line in (before, after)]
     return {row[0].strip(): tuple(map(float, row[1:])) for row in rows}
@@ -118,6 +119,19 @@ def test_tuning_that_does_not_help_is_said(tmp_path, capsys):
     assert main([*base, "--output", str(tmp_path / "b" / "a.gguf"), *more]) == 0
     assert "it is written untuned" in capsys.readouterr().err
     assert np.array_equal(logits(tmp_path / "a.gguf"), logits(tmp_path / "b" / "a.gguf"))
+
+
+def test_what_cannot_be_quantized_is_refused(tmp_path, capsys):
+    """All rows are shorter than a group: the result would be the model itself."""
+    down = "model.layers.0.mlp.down_proj and 2 more (rows of 64 values are no whole number"
+    for command in (["quantize", "base", "--to", "q4"], ["convert", "--model", "base", "-q", "q4"]):
+        argv = [*command, "--group-size", "128", "--output", str(tmp_path / "new")]
+        assert main(argv) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert "nothing can be quantized to q4: model.embed_tokens and " in error
+        assert "(rows of 32 values are no whole number of groups of 128)" in error
+        assert down in error
+        assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -147,3 +147,21 @@ def test_a_line_does_not_tear_a_bar(made, tmp_path):
     assert run.status == 0
     no_bar_stays(run)
     assert run.screen.text.splitlines() == ["number 0", "number 1", "number 2"]
+
+
+def test_an_answer_cannot_steer_the_terminal(made, tmp_path):
+    """A model's escape sequences are shown there, and handed on to a pipe as they are."""
+    code = (
+        "from pyloss.io import console\n"
+        "console.out('a\\x1b[2Jb\\tc\\x9bd\\n\u00e9', foreign=True)\n"
+        "console.out('\\x1b[32mgreen\\x1b[0m')\n"
+    )
+    (tmp_path / "script.py").write_text(code)
+    run = terminal.run_python([str(tmp_path / "script.py")], 40, made)
+    assert "\x1b[2J" not in run.written and "\x1b[32m" in run.written
+    assert run.screen.text.splitlines()[0].startswith("a\\x1b[2Jb")
+    done = tiny_project.subprocess.run(
+        [tiny_project.sys.executable, str(tmp_path / "script.py")], capture_output=True,
+        env={"PYTHONPATH": str(tiny_project.Path(tiny_project.pyloss.__file__).parents[1])},
+    )  # fmt: skip
+    assert b"a\x1b[2Jb" in done.stdout

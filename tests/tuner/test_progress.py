@@ -132,3 +132,16 @@ def test_a_line_of_bars_between_the_lowest_and_the_highest_value():
     assert len(many) == 40 and many[0] == "█" and many[-1] == "▁"
     assert list(many) == sorted(many, reverse=True)
     assert sparkline([0.0, 2.0, 8.0, 8.0], 2) == "▁█"
+
+
+def test_a_log_beside_results_goes_to_standard_error(monkeypatch):
+    import io
+    import sys
+
+    from pyloss.tuner.progress import log_beside_results, log_stream
+
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    assert log_stream() == "stdout"
+    with log_beside_results():
+        assert log_stream() == "stderr"
+    assert log_stream() == "stdout"

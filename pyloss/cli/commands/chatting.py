@@ -180,7 +180,7 @@ class Conversation:
                     with uninterrupted():  # so that `kept` stays whole
                         last = next(steps)
                 parts.append(last.text)
-                out(last.text, end="", flush=True)
+                out(last.text, end="", flush=True, foreign=True)
                 if lost():
                     return
         except KeyboardInterrupt:

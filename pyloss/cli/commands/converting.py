@@ -125,8 +125,8 @@ def convert(flags: Flags) -> int:
         left = conversion.quantize_model(
             model, name, flags["group_size"], flags["dtype"], double=not flags["single_quant"]
         )
-        for layer, reason in left.items():
-            say(f"not quantized: {layer} ({reason})")
+        if left:
+            say(f"not quantized: {conversion.left_text(left)}")
         if flags["loftq_rank"]:
             from pyloss.tuner.adapters.initial import loftq_quantize
 

@@ -51,7 +51,7 @@ def _generate(flags: Flags) -> int:
         top_k=flags["top_k"],
         seed=flags["seed"],
     ):
-        out(last.text, end="", flush=True)
+        out(last.text, end="", flush=True, foreign=True)
         if lost():
             return 0  # the output is closed; `main` reports it
     out("")

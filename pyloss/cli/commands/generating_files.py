@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pyloss.cli.commands.shared import Flags
+from pyloss.errors import counted
 from pyloss.generation import BatchGenerator, SamplingParams
 from pyloss.io.console import say
 from pyloss.io.files import check_target, replacing, user_path
@@ -102,8 +103,9 @@ def generate_file(
         params.append(params_of(record, common, where))
     generator = BatchGenerator(model, tokenizer, flags["batch_size"])
     running = generator.run(prompts, params)
+    at_once = min(flags["batch_size"], len(prompts))
     say(
-        f"{len(prompts)} prompts, up to {min(flags['batch_size'], len(prompts))} at a time; "
+        f"{counted(len(prompts), 'prompt')}, up to {at_once} at a time; "
         f"keys and values take at most {generator.stats.cache_bytes / 1e6:.0f} MB"
     )
     target = user_path(flags["output"])

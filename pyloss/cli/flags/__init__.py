@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+import pyloss
 from pyloss.cli.flags.checkpoints import checkpoints_parser
 from pyloss.cli.flags.converting import (
     convert_parser,
@@ -34,6 +35,9 @@ def build_parser(prog: str = "pyloss") -> argparse.ArgumentParser:
   pyloss generate --adapter-path adapters --prompt "turn off the lamp in the hall"
 
 `pyloss COMMAND --help` explains a command. PYLOSS_DEBUG=1 adds a traceback to errors.""",
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"pyloss {pyloss.__version__}", help="the version"
     )
     commands = parser.add_subparsers(
         title="commands", dest="command", metavar="COMMAND", required=True

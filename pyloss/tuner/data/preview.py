@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import groupby
 from typing import Any
 
+from pyloss.io.console import visible
 from pyloss.tuner.data.dataset_classes import CacheDataset
 
 MARKS = ("[+", "+]")
@@ -40,13 +41,7 @@ def preview(
         for is_target, run in groupby(
             zip(trained, sample.tokens, strict=True), key=lambda pair: pair[0]
         ):
-            part = _visible(tokenizer.decode([token for _, token in run]))
+            part = visible(tokenizer.decode([token for _, token in run]))
             text += first + part + last if is_target else part
         blocks.append("\n".join([*lines, text]))
     return "\n\n".join(blocks)
-
-
-def _visible(text: str) -> str:
-    return "".join(
-        c if c in "\n\t" or ord(c) >= 160 or c.isprintable() else f"\\x{ord(c):02x}" for c in text
-    )
