@@ -1,4 +1,5 @@
 """Generates many sequences at a time with pyloss: MODEL PROMPT_TOKENS NEW_TOKENS SEQUENCES...
+[--precision NAME]
 
 Prints generated tokens/s for each number of sequences as JSON: of generating alone, and with the
 time of reading the prompts.
@@ -6,8 +7,8 @@ time of reading the prompts.
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 import time
 
 import numpy as np
@@ -45,4 +46,12 @@ def main(path: str, prompt: int, new: int, counts: list[int], rounds: int = 2) -
 NAMES = ("generating", "with_prompts")
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), [int(n) for n in sys.argv[4:]])
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model")
+    for name in ("prompt", "new"):
+        parser.add_argument(name, type=int)
+    parser.add_argument("counts", type=int, nargs="+")
+    parser.add_argument("--precision", default="float32")
+    options = parser.parse_args()
+    pyloss.set_matmul_precision(options.precision)
+    main(options.model, options.prompt, options.new, options.counts)

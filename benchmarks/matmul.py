@@ -2,9 +2,9 @@
 
 Prints GFLOP/s as JSON. LIBRARY is pyloss, torch, or opencl:<number> for pyloss on that device; GPUs
 also multiply large square matrices. The shapes are SmolLM2-135M's with 1024 tokens, and those of
-Qwen3-0.6B and 1.7B with 512. Products are in float32 and in bfloat16. In bfloat16, pyloss
-rounds float32 rows and its weights while it multiplies, and returns float32; torch has all three in
-bfloat16.
+Qwen3-0.6B and 1.7B with 512. Products are in float32 and in bfloat16; pyloss's, forward, also in
+int8, as far as it multiplies so many rows in it. In bfloat16, pyloss rounds float32 rows and its
+weights while it multiplies, and returns float32; torch has all three in bfloat16.
 """
 
 from __future__ import annotations
@@ -28,7 +28,11 @@ SHAPES = (
     (512, 6144, 2048),
 )
 #: formats of weights, by precision
-STORED = {"float32": ("f32", "q4_1"), "bfloat16": ("f32", "bf16", "q8_0", "q4_1", "affine4", "nf4")}
+STORED = {
+    "float32": ("f32", "q4_1"),
+    "bfloat16": ("f32", "bf16", "q8_0", "q4_1", "affine4", "nf4"),
+    "int8": ("q8_0", "q4_1", "q4_k", "affine4"),
+}
 SQUARE = 4096
 
 
@@ -67,6 +71,8 @@ def products(library: str, x: np.ndarray, w: np.ndarray, dy: np.ndarray):
                     "forward",
                     partial(_core.linear_forward, x, weight, None, None, None, 0.0, None, y),
                 )
+                if precision == "int8":
+                    continue  # forward only
                 yield (
                     name,
                     precision,

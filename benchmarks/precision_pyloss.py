@@ -1,7 +1,8 @@
-"""The effect of products in bfloat16 on training: MODEL STEPS; prints JSON.
+"""The effect of products in bfloat16 and in int8 on training: MODEL STEPS; prints JSON.
 
-Trains LoRA on the example data in both precisions, with everything else equal, and compares their
-gradients with the adapter that float32 trained.
+Trains LoRA on the example data in each precision, with everything else equal, and compares their
+gradients with the adapter that float32 trained. Without steps: the validation losses before
+training alone.
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ def trained(path: str, steps: int, precision: str):
     return model, train, losses
 
 
-def gradient_errors(model, data) -> tuple[float, float]:
-    """The relative difference of gradients: bfloat16 to float32, and one batch to the next."""
+def gradient_errors(model, data) -> tuple[dict[str, float], float]:
+    """The relative difference of gradients: others to float32, and one batch to the next."""
     step, found = pyloss.nn.value_and_grad(model, default_loss), {}
     for precision in PRECISIONS:
         with matmul_precision(precision):
@@ -66,15 +67,30 @@ def gradient_errors(model, data) -> tuple[float, float]:
                 np.concatenate([g.ravel() for g in step(model, *batch)[1].values()])
                 for batch in batches
             ]
-    exact, rounded = (found[name] for name in PRECISIONS)
+    exact = found.pop("float32")
 
     def difference(pairs) -> float:
         return float(np.mean([np.linalg.norm(b - a) / np.linalg.norm(a) for a, b in pairs]))
 
-    return difference(zip(exact, rounded, strict=True)), difference(pairwise(exact))
+    errors = {name: difference(zip(exact, f, strict=True)) for name, f in found.items()}
+    return errors, difference(pairwise(exact))
+
+
+def first_losses(path: str) -> dict[str, float]:
+    """The mean loss of a target of the validation data in each precision, without an adapter."""
+    model, tokenizer = pyloss.load(path)
+    _, valid, _ = pyloss.load_dataset(DATA, tokenizer, mask_prompt=True)
+    found = {}
+    for precision in PRECISIONS:
+        with matmul_precision(precision):
+            found[precision] = float(pyloss.evaluate(model, valid, 4, -1))
+    return found
 
 
 def main(path: str, steps: int) -> None:
+    if not steps:
+        print(json.dumps(first_losses(path)))
+        return
     answer: dict = {"steps": steps}
     for precision in reversed(PRECISIONS):  # float32 last: its adapter is compared
         model, data, losses = trained(path, steps, precision)

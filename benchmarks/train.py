@@ -89,6 +89,7 @@ BASES: dict[str, tuple[str, Callable[[], str]]] = {
 }
 RECOMPUTED = ", checkpointing"
 BFLOAT16 = ", bfloat16 products"
+INT8 = ", int8 products"
 IN_BFLOAT16 = ", bfloat16"
 
 
@@ -251,7 +252,11 @@ class Tables:
             {"llama.cpp (xllamacpp)": ("generate_llama.py",)} if find_spec("xllamacpp") else {}
         )
         own = ("generate_pyloss.py",)
-        scripts |= {"pyloss": own, f"pyloss{BFLOAT16}": (*own, "bfloat16")}
+        scripts |= {
+            "pyloss": own,
+            f"pyloss{BFLOAT16}": (*own, "bfloat16"),
+            f"pyloss{INT8}": (*own, "int8"),
+        }
         found: Found = {}
         for _ in range(1 if self.quick else 2):
             for name, (script, *more) in scripts.items():
@@ -281,14 +286,18 @@ class Tables:
         """Generating many sequences at a time. The programs take turns."""
         counts = ("1", "4") if self.quick else ("1", "4", "16", "64")
         sizes = ("32", "8" if self.quick else "64")
-        scripts = {"pyloss": "generate_batch.py"}
+        int8 = f"pyloss{INT8}"
+        scripts: dict[str, tuple[str, ...]] = {
+            "pyloss": ("generate_batch.py",),
+            int8: ("generate_batch.py", "--precision", "int8"),
+        }
         if find_spec("xllamacpp"):
-            scripts["llama.cpp"] = "generate_batch_llama.py"
+            scripts["llama.cpp"] = ("generate_batch_llama.py",)
         best: dict[tuple[str, str, str], float] = {}
         for _ in range(1 if self.quick else 2):
             for count in counts:
-                for name, script in scripts.items():
-                    got = run_json(script, q4_file(), *sizes, count)[count]
+                for name, (script, *more) in scripts.items():
+                    got = run_json(script, q4_file(), *sizes, count, *more)[count]
                     for key, speed in got.items():
                         at = (name, key, count)
                         best[at] = max(speed, best.get(at, 0.0))
@@ -297,19 +306,23 @@ class Tables:
             one, many = best["pyloss", "generating", "1"], best["pyloss", "generating", count]
             whole = best["pyloss", "with_prompts", count]
             peer = best.get(("llama.cpp", "with_prompts", count))
+            integer = (best[int8, key, count] for key in ("generating", "with_prompts"))
             cells = (f"{many:.0f}", f"{many / one:.2f}", f"{whole:.0f}")
+            cells += tuple(f"{speed:.0f}" for speed in integer)
             rows.append((count, *cells, *((f"{peer:.0f}", f"{whole / peer:.2f}") if peer else "")))
         heads = (
             f"Q4_1, sequences of {sizes[0]} + {sizes[1]} tokens at a time",
             "generating, tokens/s",
             "speed / one",
             "with prompts, tokens/s",
-            *(("llama.cpp (xllamacpp)", "speed / llama.cpp") if len(scripts) > 1 else ()),
+            "int8, generating",
+            "int8, with prompts",
+            *(("llama.cpp (xllamacpp)", "speed / llama.cpp") if len(scripts) > 2 else ()),
         )
         return table(heads, rows)
 
     def precision(self) -> list[str]:
-        """The effect of products in bfloat16 on the loss and on gradients."""
+        """The effect of products in bfloat16 and in int8 on the loss and on gradients."""
         found = run_json("precision_pyloss.py", MODEL, "10" if self.quick else "100")
         parts, steps = len(found["float32"]["train"]), found["steps"]
         heads = [f"training loss, steps to {steps * (i + 1) // parts}" for i in range(parts)]
@@ -319,7 +332,7 @@ class Tables:
             for name in PRECISIONS
         ]
         lines = [
-            ("bfloat16 against float32", f"{found['error']:.1%}"),
+            *((f"{name} against float32", f"{e:.1%}") for name, e in found["error"].items()),
             ("a batch against the next", f"{found['between_batches']:.0%}"),
         ]
         return [

@@ -82,14 +82,24 @@ INLINE void load_columns(const int8_columns *c, int64_t at, vw out[4]) {
     load_words(c->row, at, out);
 }
 
-/* out[i], lane l: the word at `at` + i * stride of the bytes of column l. Where a format has such
- * words in each run or block. */
+/* Words of columns that are loaded one by one. The union spares a copy that makes them vectors. */
+typedef union {
+    uint32_t word[RUNS][LANES];
+    vw vector[RUNS];
+} int8_words;
+
+/* word[i][l]: the one at `at` + i * stride of the bytes of column l, which a format has in each run
+ * or block. */
 INLINE void words_of_columns(const int8_columns *c, int64_t at, int64_t stride, int64_t n,
-                             vw *out) {
-    uint32_t words[RUNS][LANES];
-    for (int l = 0; l < LANES; l++)
-        for (int64_t i = 0; i < n; i++) words[i][l] = word_at(c->row[l] + at + i * stride);
-    for (int64_t i = 0; i < n; i++) memcpy(out + i, words[i], sizeof *out);
+                             int8_words *out) {
+    for (int l = 0; l < LANES; l++) {
+        const uint8_t *p = c->row[l] + at;
+        if (n == RUNS)
+#pragma GCC unroll 8
+            for (int64_t i = 0; i < RUNS; i++) out->word[i][l] = word_at(p + i * stride);
+        else
+            for (int64_t i = 0; i < n; i++) out->word[i][l] = word_at(p + i * stride);
+    }
 }
 /* n words of each column that lie together. */
 INLINE void words_in_order(const int8_columns *c, int64_t at, int n, vw *out) {
@@ -155,20 +165,22 @@ INLINE void expand_block(const int format, const int8_columns *c, int64_t run, i
         return;
     }
     const int five = format == PL_W_Q5_0;
-    vw head[RUNS], fifth[RUNS];
-    words_of_columns(c, run * bytes, bytes, n, head);
-    if (five) words_of_columns(c, run * bytes + 2, bytes, n, fifth);
+    int8_words head, fifth;
+    words_of_columns(c, run * bytes, bytes, n, &head);
+    if (five) words_of_columns(c, run * bytes + 2, bytes, n, &fifth);
     for (int64_t i = 0; i < n; i++) {
         const int64_t at = (run + i) * bytes + 2 + 4 * five;
-        put_scale(p, i, 0, vf_from_f16_words(head[i]));
+        put_scale(p, i, 0, vf_from_f16_words(head.vector[i]));
         vw raw[4];
         load_columns(c, at, raw);
         if (format != PL_W_Q8_0) {
-            put_nibbles(p, i, raw, five ? fifth + i : NULL);
+            put_nibbles(p, i, raw, five ? fifth.vector + i : NULL);
             continue;
         }
+#pragma GCC unroll 4
         for (int t = 0; t < 4; t++) put_codes(p, i, t, raw[t] ^ 0x80808080);
         load_columns(c, at + 16, raw);
+#pragma GCC unroll 4
         for (int t = 0; t < 4; t++) put_codes(p, i, t + 4, raw[t] ^ 0x80808080);
     }
 }
@@ -205,22 +217,22 @@ INLINE void expand_k_offset(const int format, const int8_columns *c, int64_t run
 INLINE void expand_k_sixteens(const int format, const int8_columns *c, int64_t run,
                               int64_t n UNUSED, const int8_panel *p) {
     const int64_t at = run / 8 * pl_block_bytes(format);
-    vw factor, scales[4], raw[48];
+    int8_words one;
+    vw scales[4], raw[48];
     if (format == PL_W_Q2_K) {
         load_columns(c, at, scales);
         words_in_order(c, at + 16, 16, raw);
-        words_of_columns(c, at + 80, 0, 1, &factor);
+        words_of_columns(c, at + 80, 0, 1, &one);
     } else if (format == PL_W_Q3_K) {
         words_in_order(c, at, 24, raw); /* high bits, then low ones */
         load_columns(c, at + 92, scales);
-        words_of_columns(c, at + 106, 0, 1, &factor);
-        factor >>= 16;
+        words_of_columns(c, at + 106, 0, 1, &one);
     } else {
         words_in_order(c, at, 48, raw); /* low nibbles, then high pairs of bits */
         load_columns(c, at + 192, scales);
-        words_of_columns(c, at + 206, 0, 1, &factor);
-        factor >>= 16;
+        words_of_columns(c, at + 206, 0, 1, &one);
     }
+    const vw factor = format == PL_W_Q2_K ? one.vector[0] : one.vector[0] >> 16;
     const vf d = vf_from_f16_words(factor);
     for (int i = 0; i < 8; i++) {
         const int half = i / 4, part = i % 4;
@@ -265,28 +277,29 @@ INLINE void expand_codebook(const int format, const int8_columns *c, int64_t run
     const int64_t bytes = pl_block_bytes(format);
     const int large = format == PL_W_IQ4_XS;
     const int64_t first = large ? run / 8 * bytes : run * bytes;
-    vw head[RUNS];
-    if (large) words_in_order(c, first, 2, head);
-    else words_of_columns(c, first, bytes, n, head);
+    int8_words head;
+    if (large) words_in_order(c, first, 2, head.vector);
+    else words_of_columns(c, first, bytes, n, &head);
     for (int64_t i = 0; i < n; i++) {
         vf scale;
         int64_t at = first + i * bytes + 2;
         if (format == PL_W_MXFP4) {
-            const vw e = head[i] & 255;
+            const vw e = head.vector[i] & 255;
             const vi small = (vi)(vw_set1(0x00200000) << (e & 1)), normal = (vi)((e - 1) << 23);
             scale = vf_select(vi_less((vi)e, vi_set1(2)), (vf)small, (vf)normal);
             at = first + i * bytes + 1;
         } else if (large) {
-            const vw low = head[1] >> (uint32_t)(4 * i) & 15,
-                     high = head[0] >> (uint32_t)(16 + 2 * i) & 3;
-            scale = vf_from_f16_words(head[0]) * vf_from_codes((vi)(low | high << 4) - 32);
+            const vw low = head.vector[1] >> (uint32_t)(4 * i) & 15,
+                     high = head.vector[0] >> (uint32_t)(16 + 2 * i) & 3;
+            scale = vf_from_f16_words(head.vector[0]) * vf_from_codes((vi)(low | high << 4) - 32);
             at = first + 8 + 16 * i;
         } else {
-            scale = vf_from_f16_words(head[i]);
+            scale = vf_from_f16_words(head.vector[i]);
         }
         put_scale(p, i, 0, scale);
         vw raw[4];
         load_columns(c, at, raw);
+#pragma GCC unroll 4
         for (int t = 0; t < 4; t++) {
             const uint8_t *table = format == PL_W_MXFP4 ? e2m1 : iq4;
             put_codes(p, i, t, vw_lookup_bytes(table, raw[t] & 0x0f0f0f0f));
@@ -295,33 +308,33 @@ INLINE void expand_codebook(const int format, const int8_columns *c, int64_t run
     }
 }
 
-/* Numbers of `size` bytes, a constant, of the groups of runs [run, run + n) as words: out[i] is
- * that of run i * `per`. */
+/* Numbers of `size` bytes, a constant, of the groups of runs [run, run + n) as words: word[i]
+ * has that of run i * `per`. */
 INLINE void group_words(const int8_columns *c, const uint8_t *numbers, const int size, int64_t run,
-                        int64_t n, int64_t per, vw *out) {
-    uint32_t words[RUNS][LANES];
+                        int64_t n, int64_t per, int8_words *out) {
     const int shift = __builtin_ctzll((unsigned long long)c->w->groups.size);
     for (int l = 0; l < LANES; l++) {
         const int64_t first = c->w->groups.first + c->stored[l] * c->w->cols + 32 * run;
-        for (int64_t i = 0; i * per < n; i++) {
+        const int64_t groups = (n + per - 1) / per;
+#pragma GCC unroll 4
+        for (int64_t i = 0; i < groups; i++) {
             const uint8_t *at = numbers + ((first + 32 * i * per) >> shift) * size;
             uint16_t half;
             memcpy(&half, at, sizeof half);
-            words[i][l] = size == 4 ? word_at(at) : half;
+            out->word[i][l] = size == 4 ? word_at(at) : half;
         }
     }
-    for (int64_t i = 0; i * per < n; i++) memcpy(out + i, words[i], sizeof *out);
 }
 INLINE void group_floats(const int8_columns *c, const uint8_t *floats, int64_t run, int64_t n,
                          int64_t per, vf *out) {
-    vw words[RUNS];
+    int8_words words;
     const int format = c->w->groups.scale_format;
-    if (format == PL_W_F32) group_words(c, floats, 4, run, n, per, words);
-    else group_words(c, floats, 2, run, n, per, words);
+    if (format == PL_W_F32) group_words(c, floats, 4, run, n, per, &words);
+    else group_words(c, floats, 2, run, n, per, &words);
     for (int64_t i = 0; i * per < n; i++)
-        out[i] = format == PL_W_F16   ? vf_from_f16_words(words[i])
-                 : format == PL_W_F32 ? (vf)words[i]
-                                      : (vf)(words[i] << 16);
+        out[i] = format == PL_W_F16   ? vf_from_f16_words(words.vector[i])
+                 : format == PL_W_F32 ? (vf)words.vector[i]
+                                      : (vf)(words.vector[i] << 16);
 }
 
 INLINE void expand_affine(const int format, const int8_columns *c, int64_t run, int64_t n,
@@ -340,6 +353,7 @@ INLINE void expand_affine(const int format, const int8_columns *c, int64_t run, 
         put_scale(p, i, 0, scale[i / per]);
         put_offset(p, i, 0, offset[i / per]);
         const vw *words = raw + bits * i;
+#pragma GCC unroll 8
         for (int t = 0; t < 8; t++) {
             const int first = 4 * bits * t, word = first / 32, shift = first % 32;
             if (bits == 8) {
