@@ -28,7 +28,7 @@
 
 enum {
     INT8_DEPTH = 64,      /* runs expanded together, at most */
-    INT8_FEW_ROWS = 4,    /* for so few, what is expanded fits into the first cache with them */
+    INT8_FEW_ROWS = 16,   /* for so few, what is expanded fits into the first cache with them */
     INT8_PIECE_ROWS = 96, /* a piece has at least so many, or all */
     INT8_PIECE = 16384    /* products of a piece, at least: a shorter one would not pay */
 };
