@@ -56,8 +56,8 @@ if X86:
     # Dots of bfloat16 are used where the processor has them; see pl_has_bf16_dots.
     ISA_FLAGS["avx512"] += ["-mavx512bf16", "-mprefer-vector-width=512"]
 
-# Dots of bytes, used where the processor has them (pl_has_int8_dots), if the compiler knows them: the
-# unit "int8" is compiled again with these.
+# Dots of bytes, used where the processor has them (pl_has_int8_dots): the unit "int8" is compiled
+# again with these flags, if the compiler knows them.
 DOT_FLAGS = {
     "avx2": ("-mavxvnni", "-DPL_AVX_VNNI"),
     "avx512": ("-mavx512vnni", "-DPL_AVX512_VNNI"),
