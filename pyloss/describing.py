@@ -76,6 +76,11 @@ def _of_config(c: ModelConfig) -> Iterator[str]:
             f"of {counted(c.gemma4.num_kv_shared_layers, 'layer')} shared, embeddings of "
             f"{c.gemma4.hidden_size_per_layer_input} for each layer"
         )
+        if c.gemma4.num_experts:
+            yield (
+                f"experts beside the MLP: {c.gemma4.num_experts} of "
+                f"{c.gemma4.moe_intermediate_size}, {c.gemma4.top_k_experts} per token"
+            )
     scaling = c.rope_scaling
     kind = f", rotary positions scaled ({scaling['rope_type']})" if scaling else ""
     yield f"context: {c.max_position_embeddings} tokens{kind}"

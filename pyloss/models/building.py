@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
+from pyloss import ops
 from pyloss.io.bars import watched
 from pyloss.models.config.gemma4 import Gemma4
 from pyloss.models.config.mixture import Mixture
 from pyloss.models.config.model_config import ModelConfig
 from pyloss.models.files.sources import Source
-from pyloss.models.gemma4 import Gemma4Attention, Gemma4Decoder, Gemma4Layer, Gemma4Model
+from pyloss.models.gemma4 import (
+    Gemma4Attention,
+    Gemma4Decoder,
+    Gemma4Layer,
+    Gemma4Model,
+    Gemma4Router,
+)
 from pyloss.models.layers import (
+    GATED_UNITS,
     MLP,
     AfterNormLayer,
     Attention,
@@ -177,21 +187,12 @@ class _Builder:
         )
 
     def experts(self, at: str, mixture: Mixture) -> SparseMoe:
-        hidden, inner = self.config.hidden_size, mixture.size
-        shapes = {
-            "gate_proj": (inner, hidden),
-            "up_proj": (inner, hidden),
-            "down_proj": (hidden, inner),
-        }
+        hidden = self.config.hidden_size
         family = self.config.family.experts
         fused = family is not None and family.fused
         # The gate first: its shape bounds the number of experts, which may have single tensors.
         gate = self.linear(f"{at}.{'router.layer' if fused else 'gate'}", mixture.count, hidden)
-        stacks = [
-            self.source.experts(f"{at}.switch_mlp.{name}", mixture.count, *shape)
-            for name, shape in shapes.items()
-        ]
-        switch_mlp = SwitchGLU(*map(SwitchLinear.from_weight, stacks))
+        switch_mlp = self.switch_glu(at, mixture.count, mixture.size)
         if fused:
             return GraniteMoe(Router(gate), switch_mlp, mixture.active, mixture.normalize)
         routed = gate, switch_mlp, mixture.active, mixture.normalize
@@ -323,11 +324,13 @@ class _Builder:
     def gemma4_attention(self, at: str, i: int) -> Gemma4Attention:
         c = self.config
         dims, hidden = c.head_dim_of(c.window(i)), c.hidden_size
-        width, kv_width = c.num_attention_heads * dims, c.num_key_value_heads * dims
+        width, kv_width = c.num_attention_heads * dims, c.key_value_heads_of(c.window(i)) * dims
         parts = ("k_proj", "v_proj", "k_norm")
         own = None
         if c.shared_from(i) is None:
-            k, v = (self.linear(f"{at}.{name}", kv_width, hidden) for name in parts[:2])
+            k, v = self.linear(f"{at}.k_proj", kv_width, hidden), None
+            if c.window(i) or c.gemma4 is None or not c.gemma4.attention_k_eq_v:
+                v = self.linear(f"{at}.v_proj", kv_width, hidden)
             own = k, v, self.norm(f"{at}.k_norm", dims)
         else:  # files may have them
             self.source.ignore([f"{at}.{name}.weight" for name in parts])
@@ -354,7 +357,51 @@ class _Builder:
             [self.layer_norm(f"{at}.{name}") for name in _BOTH_NORMS],
             self.source.array(f"{at}.layer_scalar", 1),
             own,
+            self.gemma4_experts(at, options) if options.num_experts else None,
         )
+
+    def gemma4_experts(
+        self, at: str, options: Gemma4
+    ) -> tuple[Gemma4Router, SwitchGLU, list[RMSNorm]]:
+        hidden, count, inner = (
+            self.config.hidden_size,
+            options.num_experts,
+            options.moe_intermediate_size,
+        )
+        router = Gemma4Router(
+            self.linear(f"{at}.router.proj", count, hidden),
+            self.source.array(f"{at}.router.scale", hidden),
+            self.source.array(f"{at}.router.per_expert_scale", count),
+            options.top_k_experts,
+            self.config.rms_norm_eps,
+        )
+        norms = [
+            self.layer_norm(f"{at}.{name}")
+            for name in (
+                "post_feedforward_layernorm_1",
+                "pre_feedforward_layernorm_2",
+                "post_feedforward_layernorm_2",
+            )
+        ]
+        activation = GATED_UNITS[self.config.family.activation]
+        return router, self.switch_glu(at, count, inner, activation), norms
+
+    def switch_glu(
+        self, at: str, count: int, inner: int, gated: Callable[..., Any] = ops.swiglu
+    ) -> SwitchGLU:
+        """The matrices of `count` experts in the block `at`."""
+        hidden = self.config.hidden_size
+        shapes = {
+            "gate_proj": (inner, hidden),
+            "up_proj": (inner, hidden),
+            "down_proj": (hidden, inner),
+        }
+        stacks = [
+            self.source.experts(f"{at}.switch_mlp.{name}", count, *shape)
+            for name, shape in shapes.items()
+        ]
+        gate, up, down = map(SwitchLinear.from_weight, stacks)
+        return SwitchGLU(gate, up, down, gated)
 
     def layer(self, i: int) -> DecoderLayer:
         at = f"model.layers.{i}"

@@ -135,7 +135,7 @@ def _matrices(stored: Mapping[str, Weight | WeightStack]) -> list[Weight]:
 
 def _left_out(name: str, module: Any, format: str, size: int) -> str:
     cols = module.weight.shape[-1]
-    if name.endswith((".gate", ".shared_expert_gate", ".router.layer")):
+    if name.endswith((".gate", ".shared_expert_gate", ".router.layer", ".router.proj")):
         return "a router"
     if format == "nf4":
         if isinstance(module, Embedding) or name == "lm_head":

@@ -24,8 +24,10 @@ from pyloss.models.layers import (
     PostNormLayer,
     normed_heads,
 )
+from pyloss.models.moe import SwitchGLU
 from pyloss.models.transformer import Decoder, Model
 from pyloss.nn import Embedding, Linear, Module, RMSNorm, project_each
+from pyloss.runtime.device import on_device_of, to_device
 
 #: Keys and values [N, kv heads * D] of a layer and the offsets of the sequences among them: of
 #: this step's tokens, or a cache's stores.
@@ -35,7 +37,8 @@ Held = tuple[Any, Any, Any]
 class Gemma4Attention(Attention):
     """`Attention` whose values are normed too, or that takes another layer's keys and values.
 
-    In the latter case it has no `k_proj`, `v_proj` and `k_norm`.
+    In the latter case it has no `k_proj`, `v_proj` and `k_norm`. Without `v_proj` alone, keys
+    before their norm are values too.
     """
 
     recordable = False
@@ -47,14 +50,18 @@ class Gemma4Attention(Attention):
         q_proj: Linear,
         o_proj: Linear,
         q_norm: RMSNorm,
-        own: tuple[Linear, Linear, RMSNorm] | None,
+        own: tuple[Linear, Linear | None, RMSNorm] | None,
     ):
         Module.__init__(self)
         self.q_proj, self.o_proj = q_proj, o_proj
         if own is not None:
-            self.k_proj, self.v_proj = own[:2]
+            self.k_proj = own[0]
+            if own[1] is not None:
+                self.v_proj = own[1]
+        self._k_is_v = own is not None and own[1] is None
         self._settle(config, layer, q_norm, None if own is None else own[2])
         self._head_dim = config.head_dim_of(self._window)
+        self._kv_heads = config.key_value_heads_of(self._window)
         self._shared_from = config.shared_from(layer)
         self._v_norm = RMSNorm(self._head_dim, config.rms_norm_eps, affine=False)
 
@@ -76,10 +83,12 @@ class Gemma4Attention(Attention):
         asking = x if last_row is None else x[-1:]
         where, table = packing if last_row is None else last_row, int(self._window > 0)
         if held is None:
+            of_keys = (self.k_proj,) if self._k_is_v else (self.k_proj, self.v_proj)
             if last_row is None:
-                q, k, v = project_each(x, self.q_proj, self.k_proj, self.v_proj)
+                q, k, *rest = project_each(x, self.q_proj, *of_keys)
             else:
-                q, (k, v) = self.q_proj(asking), project_each(x, self.k_proj, self.v_proj)
+                q, (k, *rest) = self.q_proj(asking), project_each(x, *of_keys)
+            v = rest[0] if rest else k
             (k,) = self.rotate(packing, table, normed_heads(k, self.k_norm))
             v = self._v_norm(v.reshape(-1, self._head_dim)).reshape(*k.shape)
             held = k, v, None
@@ -92,10 +101,40 @@ class Gemma4Attention(Attention):
         return self.o_proj(self.mixed(q, keys, values, where, k_offsets)), held
 
 
+class Gemma4Router(Module):
+    """Chooses the `k` experts of a token, by its norm times `scale`; the weights have factors.
+
+    `scale` [hidden] and `per_expert_scale` [E] are not trained.
+    """
+
+    scale: np.ndarray
+    per_expert_scale: np.ndarray
+
+    def __init__(
+        self, proj: Linear, scale: np.ndarray, per_expert_scale: np.ndarray, k: int, eps: float
+    ):
+        super().__init__()
+        self.proj, self._k = proj, k
+        self.register_buffer("scale", scale)
+        self.register_buffer("per_expert_scale", per_expert_scale)
+        self._norm = RMSNorm(len(scale), eps, affine=False)
+
+    def __call__(self, x: Any) -> tuple[ops.Routing, Any]:
+        """The visits of x [N, hidden], and their weights [M]."""
+        scaled = ops.scale_heads(self._norm(x), self.scale)
+        logits = self.proj(ops.scale(scaled, x.shape[1] ** -0.5))
+        routing, weights = ops.route(logits, self._k, True)
+        visits = np.diff(np.asarray(to_device(routing.offsets, "cpu")))
+        scales = np.asarray(to_device(self.per_expert_scale, "cpu"))
+        factors = on_device_of(data(weights), np.repeat(scales, visits))
+        return routing, ops.scale_rows(weights.reshape(-1, 1), factors).reshape(-1)
+
+
 class Gemma4Layer(PostNormLayer):
     """A `PostNormLayer`, then x + norm(projection(gelu(gate(x)) * inputs)), then a factor.
 
-    The last part needs `own`, the modules of that sum; without it, only the factor follows.
+    The last part needs `own`, the modules of that sum; without it, only the factor follows. With
+    `experts` their results are added to the MLP's.
     """
 
     recordable = False
@@ -108,12 +147,28 @@ class Gemma4Layer(PostNormLayer):
         norms: list[RMSNorm],
         layer_scalar: np.ndarray,
         own: tuple[Linear, Linear, RMSNorm] | None,
+        experts: tuple[Gemma4Router, SwitchGLU, list[RMSNorm]] | None = None,
     ):
         super().__init__(self_attn, mlp, *norms)
+        if experts is not None:
+            self.router, self.switch_mlp = experts[:2]
+            (
+                self.post_feedforward_layernorm_1,
+                self.pre_feedforward_layernorm_2,
+                self.post_feedforward_layernorm_2,
+            ) = experts[2]
         self.register_buffer("layer_scalar", layer_scalar)
         if own is not None:
             self.per_layer_input_gate, self.per_layer_projection = own[:2]
             self.post_per_layer_input_norm = own[2]
+
+    def feed(self, x: Any) -> Any:
+        """See `DecoderLayer`; experts get x before the MLP's norm, and have norms of their own."""
+        if "router" not in vars(self):
+            return super().feed(x)
+        fed = self.post_feedforward_layernorm_1(self.mlp(self.before_mlp(x)))
+        visited = self.switch_mlp(self.pre_feedforward_layernorm_2(x), *self.router(x))
+        return ops.add(x, self.after_mlp(ops.add(fed, self.post_feedforward_layernorm_2(visited))))
 
     def walk(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from pyloss import ops
@@ -21,15 +22,25 @@ def renamed(name: str) -> Any:
 
 
 class SwitchGLU(Module):
-    """down(silu(gate(x)) * up(x)) of the experts that each token visits."""
+    """down(silu(gate(x)) * up(x)) of the experts that each token visits.
 
-    def __init__(self, gate_proj: SwitchLinear, up_proj: SwitchLinear, down_proj: SwitchLinear):
+    `gated` is another function of gate(x) and up(x) in place of silu(gate(x)) * up(x).
+    """
+
+    def __init__(
+        self,
+        gate_proj: SwitchLinear,
+        up_proj: SwitchLinear,
+        down_proj: SwitchLinear,
+        gated: Callable[..., Any] = ops.swiglu,
+    ):
         super().__init__()
         if down_proj.bias is not None:
             raise ValueError(
                 "down_proj of experts must have no bias: the weights of visits would not scale it"
             )
         self.gate_proj, self.up_proj, self.down_proj = gate_proj, up_proj, down_proj
+        self._gated = gated
 
     def __call__(self, x: Any, routing: ops.Routing, weights: Any) -> Any:
         """x [N, hidden] -> for each row, the sum of its experts' results times `weights`.
@@ -37,7 +48,7 @@ class SwitchGLU(Module):
         `routing` and `weights` [M] are those of `ops.route`.
         """
         rows = ops.dispatch(x, routing)
-        inner = ops.swiglu(
+        inner = self._gated(
             self.gate_proj(rows, routing.offsets), self.up_proj(rows, routing.offsets)
         )
         # The last product is linear, so weights may be applied before it. Their gradient then needs

@@ -184,7 +184,7 @@ def _for_mlx(
     for name, weight in stored.items():
         names = mlx_names(name, config.family, config.mixture is not None)
         if isinstance(weight, WeightStack):
-            yield name, weight
+            yield names[0], weight
             continue
         rows = weight.shape[0] // len(names)
         for i, part in enumerate(names):

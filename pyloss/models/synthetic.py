@@ -75,8 +75,10 @@ class RandomSource(Source):
         return False
 
     def array(self, name: str, *shape: int, rotary: bool = False) -> np.ndarray:
-        """See `Source`: zeros for biases, 1 for factors of layers."""
-        return np.full(shape, name.endswith("layer_scalar"), np.float32)
+        """See `Source`: zeros for biases, 1 for factors of layers and routers."""
+        return np.full(
+            shape, name.endswith(("layer_scalar", ".router.scale", "_expert_scale")), np.float32
+        )
 
     def taps(self, name: str, columns: int, taps: int) -> np.ndarray:
         """See `Source`."""

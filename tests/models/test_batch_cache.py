@@ -38,6 +38,10 @@ FAMILIES = {
     "gemma4_text": {
         "sliding_window": 9, "layer_types": TYPES, "gemma4": Gemma4(24, 1, True, 32, 300), "final_logit_softcapping": 2.0,
     },
+    "gemma4_text with experts": {
+        "sliding_window": 9, "layer_types": TYPES, "final_logit_softcapping": 2.0,
+        "gemma4": Gemma4(24, attention_k_eq_v=True, num_global_key_value_heads=1, num_experts=6, top_k_experts=2, moe_intermediate_size=32),
+    },
     "granite": {
         "embedding_multiplier": 12.0, "attention_multiplier": 0.35, "residual_multiplier": 0.22, "logits_scaling": 0.5,
     },
@@ -125,7 +129,8 @@ def draw(rng, count, longest, vocabulary):
 @pytest.mark.parametrize("format", ["f32", "q4_1"])
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_every_family_has_the_bits_of_one_sequence(family, format):
-    model = random_model(ModelConfig(family, **SHAPE, **FAMILIES[family]), format)
+    config = ModelConfig(family.partition(" ")[0], **SHAPE, **FAMILIES[family])
+    model = random_model(config, format)
     sequences = list(draw(np.random.default_rng(1), 9, 60, 97))
     for got, (tokens, prompt) in zip(together(model, sequences, 4), sequences, strict=True):
         np.testing.assert_array_equal(got, alone(model, tokens, prompt))

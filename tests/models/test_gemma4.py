@@ -115,12 +115,15 @@ def test_sizes_that_do_not_fit(options, said):
 @pytest.mark.parametrize(
     "changes, said",
     [
-        ({"enable_moe_block": True}, "a mixture of experts beside the MLP"),
+        ({"enable_moe_block": True}, "num_experts: this key is missing, and enable_moe_block is true"),
         (
-            {"enable_moe_block": True, "num_experts": 128, "top_k_experts": 8, "moe_intermediate_size": 704},
-            "a mixture of experts beside the MLP",
+            {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 5, "moe_intermediate_size": 8},
+            "a token cannot visit 5 of 4 experts of size 8",
         ),
-        ({"attention_k_eq_v": True}, "keys that are values too"),
+        (
+            {"attention_k_eq_v": True, "num_global_key_value_heads": 3},
+            "is not a multiple of num_global_key_value_heads 3",
+        ),
         ({"use_bidirectional_attention": "all"}, "use_bidirectional_attention 'all'"),
         ({"per_layer_config": {"1": {"head_dim": 12}}}, "per_layer_config: must give all layers"),
         ({"sliding_window": None}, "sliding_window is null"),
@@ -135,6 +138,35 @@ def test_configurations_that_are_refused(changes, said, tmp_path):
     path.write_text(json.dumps(content | changes))
     with pytest.raises(ValueError, match=said):
         ModelConfig.from_hf(path)
+
+
+EXPERTS = Gemma4(12, attention_k_eq_v=True, num_experts=3, top_k_experts=2, moe_intermediate_size=6)
+
+
+def test_experts_beside_the_mlp():
+    """One expert for every token: the choice of experts has no gradient, but jumps."""
+    options = dataclasses.replace(EXPERTS, num_experts=1, top_k_experts=1)
+    small = {"num_hidden_layers": 2, "layer_types": TYPES[:2]}
+    net = adapted(random_model(config(gemma4=options, **small)), rank=1)
+    names = net.trainable_parameters()
+    for part in ("switch_mlp.down_proj.lora_a", "mlp.down_proj.lora_a", "self_attn.k_proj.lora_b"):
+        assert f"model.layers.1.{part}" in names
+    assert "model.layers.1.self_attn.v_proj.lora_a" not in names
+    tokens = np.random.default_rng(1).integers(0, 17, 8).astype(np.int32)
+    assert gradient_error(net, tokens, np.array([0, 3, 4, 8], np.int32)) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (EXPERTS, "a mixture of experts beside the MLP"),
+        (Gemma4(12, attention_k_eq_v=True), "attention_k_eq_v"),
+        (Gemma4(12, num_global_key_value_heads=2), "num_global_key_value_heads"),
+    ],
+)
+def test_what_is_not_written_as_gguf(options, said):
+    with pytest.raises(ValueError, match=f"{said} cannot be written: llama.cpp does not have it"):
+        _hyperparameters(config(gemma4=options))
 
 
 @pytest.mark.parametrize("name", ["4", "04"])

@@ -194,6 +194,23 @@ GEMMA4 = {
     "pad_token_id": 0,
 }
 
+# As the 26B-A4B: experts beside the MLPs, keys that are values in layers without a window, and
+# fewer heads of them there; no embeddings for each layer.
+GEMMA4_EXPERTS = {
+    **GEMMA4,
+    "num_hidden_layers": 3,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+    "num_kv_shared_layers": 0,
+    "use_double_wide_mlp": False,
+    "hidden_size_per_layer_input": 0,
+    "attention_k_eq_v": True,
+    "num_global_key_value_heads": 1,
+    "enable_moe_block": True,
+    "num_experts": 6,
+    "top_k_experts": 2,
+    "moe_intermediate_size": 32,
+}
+
 # Mixtures of experts: class names and options of the tiny models.
 MIXTURES = {
     "mixtral": {
@@ -310,6 +327,11 @@ def make_tiny(seed=0, family="Llama", **changes):
                 buffer.normal_(0, 0.3, generator=generator)
             if name.endswith("layer_scalar"):
                 buffer.fill_(0.75)
+        for name, parameter in model.named_parameters():
+            if name.endswith(("router.scale", "per_expert_scale")):
+                parameter.add_(1)
+            if name.endswith("router.scale"):
+                parameter.mul_(4)  # so that experts' weights differ
     model.tie_weights()
     return model
 

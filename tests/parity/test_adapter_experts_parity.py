@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from parity_models import (
+    GEMMA4_EXPERTS,
     MIXTURES,
     add_adapter,
     fill_adapter,
@@ -25,15 +26,16 @@ peft = pytest.importorskip("peft", reason="compares with PEFT (parity extra)")
 IDS = np.random.default_rng(0).integers(0, 300, 40)
 
 
-IN_BLOCKS = {"lfm2_moe": "feed_forward."} | {
+MODELS = {**MIXTURES, "gemma4": GEMMA4_EXPERTS}
+IN_BLOCKS = {"lfm2_moe": "feed_forward.", "gemma4": ""} | {
     name: "block_sparse_moe." for name in MIXTURES if name.startswith("granite")
 }
 
 
-@pytest.fixture(params=list(MIXTURES))
+@pytest.fixture(params=list(MODELS))
 def folder(request, tmp_path):
     place = tmp_path / request.param
-    make_tiny(**MIXTURES[request.param]).save_pretrained(place)
+    make_tiny(**MODELS[request.param]).save_pretrained(place)
     return place
 
 
@@ -59,6 +61,8 @@ def folder(request, tmp_path):
 )
 def test_adapters_of_peft_load_here_and_go_on(folder, tmp_path, options):
     options = json.loads(json.dumps(options).replace("mlp.", IN_BLOCKS.get(folder.name, "mlp.")))
+    if folder.name == "gemma4":
+        options = json.loads(json.dumps(options).replace("gate.weight", "router.proj.weight"))
     if folder.name.startswith("granite"):
         options = json.loads(json.dumps(options).replace(".gate.weight", ".router.weight"))
     theirs = peft.get_peft_model(

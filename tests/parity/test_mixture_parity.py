@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tiny as tiny_files
 from parity_models import (
+    GEMMA4_EXPERTS,
     GRANITE4_MAMBA,
     MIXTURES,
     add_adapter,
@@ -55,6 +56,13 @@ VARIANTS = {
         **GRANITE4_MAMBA,
         **MIXTURES["granitemoehybrid"],
         "layer_types": ["mamba", "attention"],
+    },
+    "gemma4": GEMMA4_EXPERTS,
+    "gemma4 with values of their own": {
+        **GEMMA4_EXPERTS,
+        "attention_k_eq_v": False,
+        "num_kv_shared_layers": 0,
+        "hidden_size_per_layer_input": 32,
     },
     "qwen2_moe with MLPs and windows": {
         **MIXTURES["qwen2_moe"],
@@ -133,7 +141,7 @@ def test_gradients_of_adapters(tiny):
     adapters = adapter_modules(ours)
     kinds = {type(adapter).__name__ for adapter in adapters.values()}
     assert kinds == {"LoRALinear", "LoRASwitchLinear"} and any(
-        name.endswith((".gate", ".router.layer")) for name in adapters
+        name.endswith((".gate", ".router.layer", ".router.proj")) for name in adapters
     )
     back = {}
     with torch.no_grad():

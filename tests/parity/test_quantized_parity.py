@@ -9,6 +9,7 @@ import tokenizers
 from packed_folders import write_float8, write_packed
 from parity_models import (
     GEMMA4,
+    GEMMA4_EXPERTS,
     GRANITE,
     GRANITE4,
     GRANITE4_MAMBA,
@@ -320,6 +321,7 @@ FAMILIES = {
     "olmo3": OLMO3,
     "lfm2": LFM2,
     "gemma4": GEMMA4,
+    "gemma4 with experts": GEMMA4_EXPERTS,
     "qwen3_5": QWEN3_5,
 }
 
@@ -369,7 +371,8 @@ def test_families_both_ways_with_mlx_lm(tmp_path, family):
             logits(tmp_path / name), np.array(theirs(mx.array(TOKENS))), atol=2e-4, err_msg=name
         )
     stored = pyloss.models.load_model(tmp_path / "theirs").stored()
-    block = "switch_mlp" if family in MIXTURES else {"lfm2": "conv"}.get(family, "mlp")
+    experts = family in MIXTURES or "experts" in family
+    block = "switch_mlp" if experts else {"lfm2": "conv"}.get(family, "mlp")
     formats = {weight.format for name, weight in stored.items() if block in name}
     # mlx-lm stores some layers of Granite in 8 bits
     mixed = family in ("granite", "granitemoe")

@@ -5,6 +5,7 @@ import pytest
 from parity_models import (
     GEMMA2,
     GEMMA4,
+    GEMMA4_EXPERTS,
     GRANITE,
     GRANITE4,
     GRANITE4_MAMBA,
@@ -156,6 +157,7 @@ FAMILIES = {
     "qwen2_moe": MIXTURES["qwen2_moe"],
     "qwen3_5_moe": MIXTURES["qwen3_5_moe"],
     "qwen3_next": MIXTURES["qwen3_next"],
+    "gemma4 with experts": GEMMA4_EXPERTS,
 }
 # In transformers, experts and routers are no layers that PEFT could adapt.
 KEYS = {
@@ -174,6 +176,11 @@ KEYS = {
         "mlp.shared_expert_gate",
     ],
 }
+KEYS["gemma4 with experts"] = [
+    *(f"self_attn.{name}_proj" for name in "qkvo"),
+    *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
+    "router.proj",
+]
 for name, parts in {
     "qwen3_5_moe": ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj"),
     "qwen3_next": ("in_proj_qkvz", "in_proj_ba", "out_proj"),

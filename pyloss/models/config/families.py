@@ -568,7 +568,12 @@ FAMILIES = {
         qk_norm="head",
         local_rope="own",
         gemma4=True,
-        gguf_lacks=_GGUF_LACKS,
+        gguf_lacks=(
+            *_GGUF_LACKS,
+            "a mixture of experts beside the MLP",
+            "attention_k_eq_v",
+            "num_global_key_value_heads",
+        ),
         defaults={
             **_GEMMA_SIZES,
             **GEMMA4_DEFAULTS,

@@ -1,7 +1,4 @@
-"""`Gemma4`: what Gemma 4's decoder has beside other families'; read from config.json and written.
-
-Mixtures of experts and keys that are values too, of its largest models, are refused.
-"""
+"""`Gemma4`: what Gemma 4's decoder has beside others'; read from config.json and written."""
 
 from __future__ import annotations
 
@@ -27,11 +24,10 @@ KEYS: dict[str, Kind] = {
     "vocab_size_per_layer_input": whole(0),
     "use_double_wide_mlp": FLAG,
     "attention_k_eq_v": FLAG,
+    "top_k_experts": whole(1),
     "enable_moe_block": FLAG,
     "use_bidirectional_attention": TEXT,
 }
-#: Keys of experts, which mean nothing unless enable_moe_block is true.
-EXPERTS = {"num_experts", "top_k_experts", "moe_intermediate_size"}
 #: transformers' values where these keys are missing.
 DEFAULTS = {
     "global_head_dim": 512,
@@ -54,6 +50,11 @@ class Gemma4:
         hidden_size_per_layer_input: the width of each layer's own embedding of a token; 0: there
             are none.
         vocab_size_per_layer_input: the rows of the table of these embeddings.
+        attention_k_eq_v: in layers without a window the keys, before their norm, are values too.
+        num_global_key_value_heads: the heads of keys in these layers; None: as in others.
+        num_experts: of each layer, beside its MLP; 0: there are none.
+        top_k_experts: experts that a token visits.
+        moe_intermediate_size: an expert's inner size.
 
     Raises:
         ValueError: numbers that are no sizes.
@@ -64,8 +65,20 @@ class Gemma4:
     use_double_wide_mlp: bool = False
     hidden_size_per_layer_input: int = 0
     vocab_size_per_layer_input: int = 0
+    attention_k_eq_v: bool = False
+    num_global_key_value_heads: int | None = None
+    num_experts: int = 0
+    top_k_experts: int = 0
+    moe_intermediate_size: int = 0
 
     def __post_init__(self) -> None:
+        if self.num_experts and not (
+            1 <= self.top_k_experts <= self.num_experts and self.moe_intermediate_size >= 1
+        ):
+            raise ValueError(
+                f"a token cannot visit {self.top_k_experts} of {self.num_experts} experts of size "
+                f"{self.moe_intermediate_size}"
+            )
         checked_whole(self.global_head_dim, "global_head_dim", 1, LIMITS["head_dim"])
         if self.global_head_dim % 2:
             raise ValueError(f"global_head_dim must be even, got {self.global_head_dim}")
@@ -113,8 +126,12 @@ class Gemma4:
             "use_double_wide_mlp": self.use_double_wide_mlp,
             "hidden_size_per_layer_input": self.hidden_size_per_layer_input,
             "vocab_size_per_layer_input": self.vocab_size_per_layer_input,
-            "attention_k_eq_v": False,
-            "enable_moe_block": False,
+            "attention_k_eq_v": self.attention_k_eq_v,
+            "num_global_key_value_heads": self.num_global_key_value_heads,
+            "enable_moe_block": self.num_experts > 0,
+            "num_experts": self.num_experts or None,
+            "top_k_experts": self.top_k_experts or None,
+            "moe_intermediate_size": self.moe_intermediate_size or None,
         }
 
 
@@ -135,17 +152,22 @@ def read_hf_gemma4(read: Values, types: list[str] | None) -> Gemma4:
 
     Raises ValueError for options that pyloss lacks, FormatError for values that do not fit.
     """
-    if read["enable_moe_block"]:
-        raise read.unsupported("enable_moe_block true (a mixture of experts beside the MLP)")
-    if read["attention_k_eq_v"]:
-        raise read.unsupported("attention_k_eq_v true (keys that are values too)")
+    experts = ("num_experts", "top_k_experts", "moe_intermediate_size")
+    mixture = {name: read[name] for name in experts} if read["enable_moe_block"] else {}
+    if None in mixture.values():
+        missing = next(name for name, value in mixture.items() if value is None)
+        raise read.wrong(missing, "this key is missing, and enable_moe_block is true")
+    global_head_dim, global_heads = _global_heads(read, types)
     both_ways = read["use_bidirectional_attention"]
     if both_ways not in (None, "vision"):  # "vision": between parts of an image
         raise read.unsupported(f"use_bidirectional_attention {shown(both_ways)}", "null")
     return checked(
         read.path,
         Gemma4,
-        global_head_dim=_global_head_dim(read, types),
+        global_head_dim=global_head_dim,
+        num_global_key_value_heads=global_heads,
+        attention_k_eq_v=bool(read["attention_k_eq_v"]),
+        **mixture,
         num_kv_shared_layers=read["num_kv_shared_layers"],
         use_double_wide_mlp=read["use_double_wide_mlp"],
         hidden_size_per_layer_input=read["hidden_size_per_layer_input"],
@@ -153,20 +175,25 @@ def read_hf_gemma4(read: Values, types: list[str] | None) -> Gemma4:
     )
 
 
-def _global_head_dim(read: Values, types: list[str] | None) -> int:
-    """As transformers writes it: per layer, where global_head_dim is not said."""
+def _global_heads(read: Values, types: list[str] | None) -> tuple[int, int | None]:
+    """The size of heads in layers without a window, and the number of those of keys.
+
+    As transformers writes them: per layer, where global_head_dim is not said.
+    """
     layers: dict[str, Any] = read["per_layer_config"] or {}
     if not layers:
-        size: int = read["global_head_dim"]
-        return size
+        heads = read["num_global_key_value_heads"] if read["attention_k_eq_v"] else None
+        return read["global_head_dim"], heads
     full = [i for i, kind in enumerate(types or ()) if kind == FULL]
     named = sorted(int(name) if name.isdecimal() else -1 for name in layers)  # "04" and "4"
-    sizes = [value.get("head_dim") for value in layers.values() if isinstance(value, dict)]
-    alike = all(value == {"head_dim": sizes[0]} for value in layers.values()) if sizes else False
-    if named != full or not alike or type(sizes[0]) is not int:
+    first = next(iter(layers.values()))
+    keys = {"head_dim", "num_key_value_heads"}
+    known = isinstance(first, dict) and "head_dim" in first and set(first) <= keys
+    numbers = known and all(type(value) is int for value in first.values())
+    if named != full or not numbers or any(value != first for value in layers.values()):
         reason = f"must give all layers of type {FULL} one head_dim, got {shown(layers)}"
         raise read.wrong("per_layer_config", reason)
-    return int(sizes[0])
+    return int(first["head_dim"]), first.get("num_key_value_heads")
 
 
 def read_gguf_gemma4(

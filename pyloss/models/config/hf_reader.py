@@ -22,11 +22,7 @@ from pyloss.models.config.fields import (
     periodic_layers,
     rotated_layers,
 )
-from pyloss.models.config.gemma4 import (
-    EXPERTS as GEMMA4_EXPERTS,
-    KEYS as GEMMA4_KEYS,
-    read_hf_gemma4,
-)
+from pyloss.models.config.gemma4 import KEYS as GEMMA4_KEYS, read_hf_gemma4
 from pyloss.models.config.known_keys import MAMBA_KEYS, refuse_hf_keys, refuse_rope_keys
 from pyloss.models.config.lfm2 import READ as LFM2_READ, plain_keys
 from pyloss.models.config.mamba import read_hf_mamba, read_hf_types
@@ -111,7 +107,7 @@ _OF_SOME: dict[str, tuple[Kind, Callable[[Family], Any]]] = {
     "no_rope_layers": (LIST, lambda family: family.unrotated_layers),
     "no_rope_layer_interval": (whole(1), lambda family: family.unrotated_layers),
     "partial_rotary_factor": (real, lambda family: family.partial_rotary),
-    "num_experts": (whole(), lambda family: family.experts),
+    "num_experts": (whole(), lambda family: family.experts or family.gemma4),
     "num_local_experts": (whole(), lambda family: family.experts),
     "num_experts_per_tok": (whole(), lambda family: family.experts),
     "shared_intermediate_size": (
@@ -121,7 +117,7 @@ _OF_SOME: dict[str, tuple[Kind, Callable[[Family], Any]]] = {
     "position_embedding_type": (TEXT, lambda family: family.position_switch),
     "layers_block_type": (LIST, lambda family: family.position_switch),
     "norm_topk_prob": (FLAG, lambda family: family.experts),
-    "moe_intermediate_size": (whole(), lambda family: family.experts),
+    "moe_intermediate_size": (whole(), lambda family: family.experts or family.gemma4),
     "decoder_sparse_step": (whole(), lambda family: family.experts),
     "mlp_only_layers": (_layer_numbers, lambda family: family.experts),
     "shared_expert_intermediate_size": (
@@ -177,8 +173,6 @@ def read_hf_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     known = set(kinds) | (LFM2_READ if family.short_conv else set())
     if family.mamba:
         known |= MAMBA_KEYS
-    if family.gemma4:
-        known |= GEMMA4_EXPERTS
     refuse_hf_keys(path, content, known, set(_OF_SOME), model_type)
     if family.short_conv:
         content = plain_keys(path, content, family.defaults, adjusted=family.experts is None)

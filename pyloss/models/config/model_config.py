@@ -156,6 +156,11 @@ class ModelConfig:
             self.mamba.check_hidden(self.hidden_size)
         if self.gemma4 is not None:
             self.gemma4.check_layers(self.layer_types, self.num_hidden_layers)
+            if self.num_attention_heads % self.key_value_heads_of(0):
+                raise ValueError(
+                    f"num_attention_heads {self.num_attention_heads} is not a multiple of "
+                    f"num_global_key_value_heads {self.key_value_heads_of(0)}"
+                )
         if self.no_rope_layers is not None:
             self._check_unrotated(self.no_rope_layers)
 
@@ -278,6 +283,11 @@ class ModelConfig:
     def head_dim_of(self, window: int) -> int:
         """The size of a head in layers with this window, 0 for none."""
         return self.head_dim if window or self.gemma4 is None else self.gemma4.global_head_dim
+
+    def key_value_heads_of(self, window: int) -> int:
+        """The heads of keys and values in layers with this window, 0 for none."""
+        own = self.gemma4.num_global_key_value_heads if self.gemma4 and not window else None
+        return self.num_key_value_heads if own is None else own
 
     def rotary_dim_of(self, window: int) -> int:
         """`rotary_dim` in layers with this window, 0 for none."""

@@ -61,6 +61,9 @@ _FILE_TYPES = {
 LACKS: dict[str, Callable[[ModelConfig], bool]] = {
     "attention_bias": lambda c: c.attention_bias,
     "conv_bias": lambda c: c.conv_bias,
+    "a mixture of experts beside the MLP": lambda c: bool(c.gemma4 and c.gemma4.num_experts),
+    "attention_k_eq_v": lambda c: bool(c.gemma4 and c.gemma4.attention_k_eq_v),
+    "num_global_key_value_heads": lambda c: c.key_value_heads_of(0) != c.num_key_value_heads,
     "an output head of its own": lambda c: not c.tie_word_embeddings,
     "mlp_bias": lambda c: c.mlp_bias,
     "head_dim other than hidden_size / num_attention_heads": lambda c: (

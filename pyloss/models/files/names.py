@@ -155,6 +155,8 @@ def mlx_names(name: str, family: Family, experts: bool) -> list[str]:
     if family.experts is not None and family.experts.sigmoid:
         at, found, matrix = name.partition(".feed_forward.w")
         return [f"{at}.feed_forward.{MLX_MLP[f'w{matrix[0]}']}{matrix[1:]}"] if found else [name]
+    if family.gemma4:
+        return [name.replace(OWN_EXPERTS, MLX_EXPERTS)]
     return [name] if experts else shared_parts(name, False) or [name]
 
 
@@ -167,9 +169,15 @@ STACKS = (
 
 def stack_names(family: Family) -> tuple[str, str] | None:
     """The one of `STACKS` that a family's files have; None: they have a matrix per expert."""
+    if family.gemma4:
+        return STACKS[0]
     if family.experts is None or not (family.experts.stacked or family.experts.fused):
         return None
     return STACKS[family.experts.fused]
+
+
+#: pyloss's name of Gemma 4's experts in a layer, and mlx-lm's.
+OWN_EXPERTS, MLX_EXPERTS = ".switch_mlp.", ".experts.switch_glu."
 
 
 def expert_name(name: str, family: Family, expert: int) -> str:

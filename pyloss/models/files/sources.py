@@ -12,7 +12,15 @@ from pyloss.io.tensor_file import StoredTensor, TensorFile, layers_held
 from pyloss.models.config.gguf_reader import LONGROPE_FACTORS
 from pyloss.models.config.model_config import ModelConfig
 from pyloss.models.config.rope_scaling import long_from
-from pyloss.models.files.names import MLX_MLP, STACKS, expert_name, gguf_name, shared_parts
+from pyloss.models.files.names import (
+    MLX_EXPERTS,
+    MLX_MLP,
+    OWN_EXPERTS,
+    STACKS,
+    expert_name,
+    gguf_name,
+    shared_parts,
+)
 from pyloss.models.files.parts import gguf_parts
 from pyloss.models.files.quantized import Quantization
 from pyloss.weights.formats import FORMATS
@@ -247,6 +255,9 @@ class FolderSource(Source):
             for own, theirs in MLX_MLP.items():  # of LFM2-MoE in mlx-lm
                 other = other.replace(f".feed_forward.{own}.", f".feed_forward.{theirs}.")
             return other if other in self.file else name
+        if OWN_EXPERTS in name and name not in self.file:
+            other = name.replace(OWN_EXPERTS, MLX_EXPERTS)
+            name = other if other in self.file else name
         if ".router.layer." in name and name not in self.file:  # as in transformers 5
             return name.replace(".router.layer.", ".router.")
         packed = f"{name.removesuffix('.weight')}.qweight" in self.file

@@ -9,7 +9,13 @@ import numpy as np
 
 from pyloss.io.files import read_json, user_path, write_json, write_safetensors
 from pyloss.io.outputs import make_folder, output
-from pyloss.models.files.names import MLX_MLP, language_model_name, mlx_names
+from pyloss.models.files.names import (
+    MLX_EXPERTS,
+    MLX_MLP,
+    OWN_EXPERTS,
+    language_model_name,
+    mlx_names,
+)
 from pyloss.nn import Module
 from pyloss.tuner.adapters.adapter import Adapter, storable_adapters
 from pyloss.tuner.adapters.base import base_of, not_for, warn_of_other_base
@@ -71,6 +77,8 @@ def put_adapter(model: Any, adapter: StoredAdapter) -> None:
             for own, theirs in MLX_MLP.items():
                 other = name.replace(f".feed_forward.{theirs}", f".feed_forward.{own}")
                 name = other if other in modules else name
+        if name not in modules:
+            name = name.replace(MLX_EXPERTS, OWN_EXPERTS)
         if f"{name}.layer" in modules:  # Granite's router, a parameter in transformers
             name += ".layer"
         layer = _over(modules.get(name), adapter.kind, stored)

@@ -85,6 +85,9 @@ class _Sizes(NamedTuple):
         visits = mixture.active if mixture is not None else 0
         if mixture is not None:
             inner = max(mixture.width, inner if mixture.dense_layers else 0)
+        if (gemma4 := getattr(config, "gemma4", None)) is not None:
+            visits = gemma4.top_k_experts  # beside the MLP
+            inner += visits * gemma4.moe_intermediate_size
         vocabulary = int(getattr(config, "vocab_size", 0) or 0)
         return cls(hidden, heads * head_dim, key_value_heads * head_dim, inner, visits, vocabulary)
 
