@@ -156,19 +156,6 @@ def test_experts_beside_the_mlp():
     assert gradient_error(net, tokens, np.array([0, 3, 4, 8], np.int32)) < 1e-6
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        (EXPERTS, "a mixture of experts beside the MLP"),
-        (Gemma4(12, attention_k_eq_v=True), "attention_k_eq_v"),
-        (Gemma4(12, num_global_key_value_heads=2), "num_global_key_value_heads"),
-    ],
-)
-def test_what_is_not_written_as_gguf(options, said):
-    with pytest.raises(ValueError, match=f"{said} cannot be written: llama.cpp does not have it"):
-        _hyperparameters(config(gemma4=options))
-
-
 @pytest.mark.parametrize("name", ["4", "04"])
 def test_head_sizes_per_layer_as_transformers_writes_them(name, tmp_path):
     content = config().to_hf()
@@ -232,6 +219,18 @@ def stored(divisors):
 DIVISORS = [1, 1, 1, 1e30, 1e30, 1e30]
 
 
+def test_experts_and_keys_that_are_values_in_gguf():
+    options = dataclasses.replace(EXPERTS, num_global_key_value_heads=2)
+    c = config(gemma4=options, tie_word_embeddings=True)
+    metadata = _hyperparameters_of(c)
+    assert metadata["gemma4.attention.head_count_kv"] == [1, 2] * 3
+    tensors = stored(DIVISORS)
+    for i, kind in enumerate(TYPES):
+        for name in ["attn_k"] + ["attn_v"] * (kind == "sliding_attention"):
+            tensors[f"blk.{i}.{name}.weight"] = Stored(name, np.zeros(1))
+    assert ModelConfig.from_gguf(metadata, tensors) == c
+
+
 def test_metadata_of_gguf():
     found = ModelConfig.from_gguf(gguf(), stored(DIVISORS))
     assert found == config(max_position_embeddings=64, tie_word_embeddings=True)
@@ -243,7 +242,12 @@ def test_metadata_of_gguf():
     "changes, divisors, said",
     [
         ({"feed_forward_length": [12, 24] * 3}, DIVISORS, "twice it in layers that share keys"),
-        ({"attention.head_count_kv": [1, 2] * 3}, DIVISORS, "head_count_kv .* is not supported"),
+        (
+            {"attention.head_count_kv": [1, 2, 1, 1, 1, 1]},
+            DIVISORS,
+            "head_count_kv .* is not supported; supported is one number for each type of layer",
+        ),
+        ({"expert_count": 4}, DIVISORS, "a token cannot visit 0 of 4 experts of size 0"),
         ({"attention.value_length_swa": 6}, DIVISORS, "value_length_swa 6 is not supported"),
         ({"rope.dimension_count_swa": 2}, DIVISORS, "dimension_count_swa 2 is not supported"),
         ({}, [1, 1e30, 1, 1e30, 1e30, 1e30], "not the rotary factors of Gemma 4"),

@@ -8,6 +8,7 @@ from parity_models import (
     GEMMA2,
     GEMMA3,
     GEMMA4,
+    GEMMA4_EXPERTS,
     GRANITE,
     GRANITE4,
     GRANITE4_GROUPS,
@@ -173,6 +174,7 @@ MODELS = {
     "gemma2": GEMMA2,
     "gemma4": GEMMA4,
     "gemma4-plain": {**GEMMA4, "num_kv_shared_layers": 0},
+    "gemma4-experts": GEMMA4_EXPERTS,
     "lfm2": LFM2,
     "qwen3_5": QWEN3_5_GGUF,
     "qwen3_5-even": QWEN3_5_EVEN,
@@ -344,6 +346,8 @@ def test_families(name, tmp_path):
     if name == "lfm2":
         last = "feed_forward.w2"
         keys = ["self_attn.k_proj", "self_attn.out_proj", "conv.in_proj", "conv.out_proj", last]
+    if name == "gemma4-experts":
+        keys += ["router.proj", "switch_mlp.gate_proj", "switch_mlp.down_proj"]
     if name == "qwen3_next":
         keys += [f"linear_attn.{part}" for part in ("in_proj_qkvz", "in_proj_ba", "out_proj")]
     elif name.startswith("qwen3_5"):

@@ -10,6 +10,7 @@ from parity_models import (
     GEMMA2,
     GEMMA3,
     GEMMA4,
+    GEMMA4_EXPERTS,
     GRANITE,
     GRANITE4,
     GRANITE4_MAMBA,
@@ -68,6 +69,7 @@ FAMILIES = {
     },
     "phi3 with longrope": {**longrope(1, attention_factor=1.02), "pad_token_id": 0},
     "gemma4": {**GEMMA4, "vocab_size_per_layer_input": tiny.TOKENS},
+    "gemma4 with experts": GEMMA4_EXPERTS,
     "gemma3": {"family": "Gemma3", **GEMMA3},
 }
 IDS = np.random.default_rng(0).integers(5, tiny.TOKENS, 60)

@@ -142,6 +142,8 @@ class Family:
 
     def gguf_of(self, experts: bool) -> str | None:
         """general.architecture of models with experts, or without; None: there are no such."""
+        if self.gemma4:  # whose experts are options of its own
+            return self.gguf
         if experts or self.experts is None:
             return self.gguf if experts == bool(self.experts) else None
         return self.gguf_dense
@@ -568,12 +570,7 @@ FAMILIES = {
         qk_norm="head",
         local_rope="own",
         gemma4=True,
-        gguf_lacks=(
-            *_GGUF_LACKS,
-            "a mixture of experts beside the MLP",
-            "attention_k_eq_v",
-            "num_global_key_value_heads",
-        ),
+        gguf_lacks=_GGUF_LACKS,
         defaults={
             **_GEMMA_SIZES,
             **GEMMA4_DEFAULTS,

@@ -11,7 +11,7 @@ import numpy as np
 from pyloss.checks.numbers import shown, whole as checked_whole
 from pyloss.errors import FormatError
 from pyloss.io.tensor_file import StoredTensor
-from pyloss.models.config.fields import FULL, LIMITS
+from pyloss.models.config.fields import FULL, LIMITS, SLIDING
 from pyloss.models.config.values import FLAG, OBJECT, TEXT, Kind, Values, checked, counts, whole
 
 #: Keys of config.json that only this family has.
@@ -116,6 +116,14 @@ class Gemma4:
             "embedding_length_per_layer_input": self.hidden_size_per_layer_input,
             "rope.dimension_count": self.global_head_dim,
             "rope.dimension_count_swa": head_dim,
+            **(self._experts_in_gguf() if self.num_experts else {}),
+        }
+
+    def _experts_in_gguf(self) -> dict[str, Any]:
+        return {
+            "expert_count": self.num_experts,
+            "expert_used_count": self.top_k_experts,
+            "expert_feed_forward_length": self.moe_intermediate_size,
         }
 
     def to_hf(self) -> dict[str, Any]:
@@ -144,6 +152,8 @@ GGUF_KEYS: dict[str, Kind] = {
     "attention.shared_kv_layers": whole(0, LIMITS["num_hidden_layers"]),
     "embedding_length_per_layer_input": whole(0),
     "rope.dimension_count_swa": whole(1),
+    "expert_used_count": whole(1),
+    "expert_feed_forward_length": whole(1),
 }
 
 
@@ -209,9 +219,10 @@ def read_gguf_gemma4(
     heads, widths = read["attention.head_count_kv"], read["feed_forward_length"]
     size = read["embedding_length_per_layer_input"] or 0
     shared = read["attention.shared_kv_layers"] or 0
-    if isinstance(heads, list) and len(set(heads)) > 1:
-        name = f"{read.prefix}attention.head_count_kv {shown(heads)}"
-        raise read.unsupported(name, "one number")
+    kinds = types or [SLIDING] * layers
+    of_kind = _heads_by_kind(read, heads, kinds)
+    keyed = [i for i in range(layers) if f"blk.{i}.attn_k.weight" in tensors]
+    k_eq_v = any(kinds[i] == FULL and f"blk.{i}.attn_v.weight" not in tensors for i in keyed)
     each = widths if isinstance(widths, list) else [widths] * layers
     wide = bool(shared) and each[-1] == 2 * each[0]
     if each != [each[0]] * (layers - shared) + [each[0] * (2 if wide else 1)] * shared:
@@ -228,7 +239,7 @@ def read_gguf_gemma4(
         raise FormatError(read.path, "per_layer_token_embd.weight", "this tensor is missing")
     return {
         "intermediate_size": each[0],
-        "num_key_value_heads": heads[0] if isinstance(heads, list) else heads,
+        "num_key_value_heads": of_kind.get(SLIDING, of_kind.get(FULL)),
         "head_dim": small,
         "rope_scaling": _proportional(read, tensors.get("rope_freqs.weight"), dims),
         "gemma4": checked(
@@ -239,8 +250,26 @@ def read_gguf_gemma4(
             use_double_wide_mlp=wide,
             hidden_size_per_layer_input=size,
             vocab_size_per_layer_input=table.shape[0] if table is not None and size else 0,
+            attention_k_eq_v=k_eq_v,
+            num_global_key_value_heads=None if len(set(of_kind.values())) < 2 else of_kind[FULL],
+            num_experts=read["expert_count"] or 0,
+            top_k_experts=read["expert_used_count"] or 0,
+            moe_intermediate_size=read["expert_feed_forward_length"] or 0,
         ),
     }
+
+
+def _heads_by_kind(read: Values, heads: Any, types: list[str]) -> dict[str, int]:
+    """The heads of keys of each type of layer. Raises ValueError for several of one type."""
+    each = (
+        heads if isinstance(heads, list) else [heads or read["attention.head_count"]] * len(types)
+    )
+    found: dict[str, int] = {}
+    for kind, count in zip(types, each, strict=False):
+        if found.setdefault(kind, count) != count:
+            name = f"{read.prefix}attention.head_count_kv {shown(heads)}"
+            raise read.unsupported(name, "one number for each type of layer")
+    return found
 
 
 # llama.cpp's divisor of the frequencies of pairs that do not rotate.

@@ -133,7 +133,7 @@ _DEFAULTS = {
     f"rope.scaling.{GGUF_ALL_DIM}": None,
     **{key: 0.0 for key in MULTIPLIERS.values() if key != "logit_scale"},
     "rope.scaling.finetuned": True,
-    **dict.fromkeys(GEMMA4_KEYS),
+    **dict.fromkeys(key for key in GEMMA4_KEYS if key not in _OF_EXPERTS | _OF_SIZED_EXPERTS),
 }
 # What pyloss lacks for architectures that are near to others.
 _LACKING = {
@@ -276,6 +276,8 @@ def _read(metadata: Mapping[str, Any], path: str | os.PathLike[str]) -> tuple[st
         kinds |= _OF_GROWTH
     refuse_gguf_keys(path, arch, metadata, _KNOWN | set(kinds))
     defaults = _DEFAULTS | _window_defaults(family)
+    if family.gemma4:
+        defaults |= dict.fromkeys(GEMMA4_KEYS)
     if family.defaults.get("intermediate_size", 0) is None:
         defaults["feed_forward_length"] = None
     return found[0], Values(path, metadata, kinds, defaults, f"{arch}.")

@@ -61,9 +61,6 @@ _FILE_TYPES = {
 LACKS: dict[str, Callable[[ModelConfig], bool]] = {
     "attention_bias": lambda c: c.attention_bias,
     "conv_bias": lambda c: c.conv_bias,
-    "a mixture of experts beside the MLP": lambda c: bool(c.gemma4 and c.gemma4.num_experts),
-    "attention_k_eq_v": lambda c: bool(c.gemma4 and c.gemma4.attention_k_eq_v),
-    "num_global_key_value_heads": lambda c: c.key_value_heads_of(0) != c.num_key_value_heads,
     "an output head of its own": lambda c: not c.tie_word_embeddings,
     "mlp_bias": lambda c: c.mlp_bias,
     "head_dim other than hidden_size / num_attention_heads": lambda c: (
@@ -286,6 +283,8 @@ def _hyperparameters(c: ModelConfig) -> dict[str, Any]:
     if c.gemma4 is not None:
         inner = [c.inner_size(i) for i in range(c.num_hidden_layers)]
         values |= c.gemma4.to_gguf(c.head_dim, inner)
+        each = [c.key_value_heads_of(c.window(i)) for i in range(c.num_hidden_layers)]
+        values["attention.head_count_kv"] = each[0] if len(set(each)) == 1 else each
     if c.llama_4_scaling_beta is not None:
         values["attention.temperature_scale"] = float(c.llama_4_scaling_beta)
     if c.family.short_conv:

@@ -15,6 +15,14 @@ _GGUF_NAMES = {
     "model.layers.{}.per_layer_input_gate": "blk.{}.inp_gate",
     "model.layers.{}.per_layer_projection": "blk.{}.proj",
     "model.layers.{}.post_per_layer_input_norm": "blk.{}.post_norm",
+    "model.layers.{}.router.proj": "blk.{}.ffn_gate_inp",
+    "model.layers.{}.switch_mlp.gate_proj": "blk.{}.ffn_gate_exps",
+    "model.layers.{}.switch_mlp.up_proj": "blk.{}.ffn_up_exps",
+    "model.layers.{}.switch_mlp.gate_up_proj": "blk.{}.ffn_gate_up_exps",
+    "model.layers.{}.switch_mlp.down_proj": "blk.{}.ffn_down_exps",
+    "model.layers.{}.post_feedforward_layernorm_1": "blk.{}.post_ffw_norm_1",
+    "model.layers.{}.pre_feedforward_layernorm_2": "blk.{}.pre_ffw_norm_2",
+    "model.layers.{}.post_feedforward_layernorm_2": "blk.{}.post_ffw_norm_2",
     "model.embedding_norm": "token_embd_norm",
     "model.layers.{}.operator_norm": "blk.{}.attn_norm",
     "model.layers.{}.ffn_norm": "blk.{}.ffn_norm",
@@ -85,6 +93,8 @@ _PRE_NORMS = {"model.layers.{}.post_attention_layernorm": "blk.{}.ffn_norm"}
 _DELTA_NORMS = {"model.layers.{}.post_attention_layernorm": "blk.{}.post_attention_norm"}
 # Whole names of arrays that are no module's weight or bias.
 _GGUF_ARRAYS = {
+    "model.layers.{}.router.scale": "blk.{}.ffn_gate_inp.scale",
+    "model.layers.{}.router.per_expert_scale": "blk.{}.ffn_down_exps.scale",
     "model.layers.{}.linear_attn.A_log": "blk.{}.ssm_a",
     "model.layers.{}.linear_attn.dt_bias": "blk.{}.ssm_dt.bias",
     "model.layers.{}.mamba.A_log": "blk.{}.ssm_a",

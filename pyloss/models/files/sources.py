@@ -240,6 +240,8 @@ class FolderSource(Source):
                 both = self._find(f"{block}.{gate_up}", count, 2 * rows, cols).stack()
                 first = rows * (part == "up_proj")
                 return WeightStack([one.slice_rows(first, first + rows) for one in both.matrices])
+        if self._family.experts is None:  # a family that has stacks alone
+            self.file.tensor(f"{block}.{STACKS[0][part == 'down_proj']}")
         names = [expert_name(name, self._family, expert) for expert in range(count)]
         return WeightStack([self.matrix(one, rows, cols) for one in names])
 

@@ -17,6 +17,7 @@ from pyloss.models.files.gguf_writer import (
 from pyloss.models.files.names import gguf_name
 from pyloss.models.files.parts import gguf_parts
 from pyloss.nn import Embedding
+from pyloss.runtime.device import to_device
 from pyloss.tuner.adapters.adapter import storable_adapters
 from pyloss.tuner.adapters.low_rank import LowRankAdapter
 from pyloss.tuner.data.system_prompt import system_prompt_of
@@ -60,7 +61,11 @@ def write_lora_gguf(model: Model, path: str | os.PathLike[str], name: str | None
             rows, columns = config.delta.gguf_rows(module), config.delta.gguf_columns(module)
             b = b if rows is None else b[rows]
             a = a if columns is None else a[:, columns]
-        b = b * np.float32(adapter.scale * adapter.rank / alpha)
+        b = (
+            b
+            * np.float32(adapter.scale * adapter.rank / alpha)
+            * _factors_of_experts(model, module)
+        )
         parts = gguf_parts(name_of, b.shape[-2], config) or {name_of: np.arange(b.shape[-2])}
         for part, rows in parts.items():
             stem = gguf_name(part, config.family)
@@ -76,6 +81,14 @@ def write_lora_gguf(model: Model, path: str | os.PathLike[str], name: str | None
     if (prompt := system_prompt_of(model.adapter_config)) is not None:
         metadata["pyloss.system_prompt"] = prompt
     write_gguf_file(path, model.config.gguf, metadata, tensors)
+
+
+def _factors_of_experts(model: Model, module: str) -> Any:
+    """Gemma 4's factors [E, 1, 1] of experts' results, which llama.cpp leaves out for adapters."""
+    layer, found, _ = module.partition(".switch_mlp.down_proj")
+    router = dict(model.named_modules()).get(f"{layer}.router") if found else None
+    scales = getattr(router, "per_expert_scale", None)
+    return np.float32(1) if scales is None else to_device(scales, "cpu")[:, None, None]
 
 
 def _factors(adapter: LowRankAdapter, head_dim: int) -> tuple[np.ndarray, np.ndarray]:

@@ -197,6 +197,16 @@ _GEMMA4 = {
     "tie_word_embeddings": True, "transformers_version": "5.5.0.dev0", "vision_config": {"model_type": "gemma4_vision"},
     "vision_soft_tokens_per_image": 280,
 }  # fmt: skip
+_GEMMA4_EXPERTS = {
+    **_GEMMA4,
+    "text_config": {
+        **_GEMMA4["text_config"], "attention_k_eq_v": True, "enable_moe_block": True, "hidden_size": 2816, "hidden_size_per_layer_input": 0,
+        "intermediate_size": 2112, "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 5, "max_position_embeddings": 262144,
+        "moe_intermediate_size": 704, "num_attention_heads": 16, "num_experts": 128, "num_global_key_value_heads": 2,
+        "num_hidden_layers": 30, "num_key_value_heads": 8, "num_kv_shared_layers": 0, "sliding_window": 1024, "top_k_experts": 8,
+        "use_double_wide_mlp": False,
+    },
+}  # fmt: skip
 _BNB = {
     "_load_in_4bit": True, "_load_in_8bit": False, "bnb_4bit_compute_dtype": "bfloat16", "bnb_4bit_quant_storage": "uint8",
     "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "llm_int8_enable_fp32_cpu_offload": False,
@@ -313,6 +323,7 @@ HF = {
     "gemma3-1b": _GEMMA3_TEXT,
     "gemma3-4b": _GEMMA3,
     "gemma-4-e2b": _GEMMA4,
+    "gemma-4-26b-a4b": _GEMMA4_EXPERTS,
     "by mlx": {**_LLAMA3, "quantization": _MLX, "quantization_config": _MLX, "dtype": "bfloat16"},
     "by bitsandbytes and unsloth": {**_LLAMA3, "quantization_config": _BNB, "unsloth_version": "2024.9", "unsloth_fixed": True, "pad_token_id": 128004},
     "with code beside": {**_QWEN2, "auto_map": {"AutoModelForCausalLM": "modeling_qwen2.Qwen2ForCausalLM"}},

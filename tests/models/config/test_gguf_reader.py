@@ -348,7 +348,7 @@ def test_dense_layers_in_gguf_are_not_counted_beyond_any_model():
         ),
         (
             {"general.architecture": "qwen2", "qwen2.expert_count": 8},
-            "architecture with experts 'qwen2' is not supported; supported are granitehybrid, granitemoe, lfm2moe, llama, ",
+            "architecture with experts 'qwen2' is not supported; supported are gemma4, granitehybrid, granitemoe, lfm2moe, llama, ",
         ),
         ({"llama.rope.scaling.type": "longrope"}, "scaling.type 'longrope'"),
         ({"llama.attention.key_length": 128}, "partial"),
