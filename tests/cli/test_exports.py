@@ -287,3 +287,23 @@ def test_what_is_no_adapter_is_said_to_be_so(project, tmp_path, capsys):
         assert main([*generate[:-3], "--max-tokens", "8", "--adapter-path", path]) == 0
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1]
+
+
+def test_fuse_also_writes_a_gguf_file_of_a_type(project, tmp_path, capsys):
+    """It is what `export` writes; a type that would lose the adapter is refused before all files."""
+    fuse = ["fuse", "--model", "base", "--adapter-path", "adapters", "--save-path"]
+    place = tmp_path / "fused"
+    assert main([*fuse, str(place), "--export-gguf", "q8_0", "--gguf-path", "m.gguf"]) == 0
+    export = [*EXPORT, "gguf", "--type", "q8_0", "--output", str(tmp_path / "m.gguf")]
+    export[export.index("base.gguf")] = "base"
+    assert main(export) == 0
+    assert (place / "m.gguf").read_bytes() == (tmp_path / "m.gguf").read_bytes()
+    model = pyloss.load_model(place)
+    assert not model.trainable_parameters() and (place / "model.safetensors").exists()
+    over = ["fuse", "--model", "base.gguf", "--adapter-path", "adapters", "--dequantize"]
+    refused(
+        capsys,
+        [*over, "--save-path", str(tmp_path / "new"), "--export-gguf", "q4_0"],
+        "% of the adapter",
+    )
+    assert not (tmp_path / "new").exists()
