@@ -70,6 +70,7 @@ def test_a_base_on_the_hub_can_be_named(tmp_path):
     ],
 )
 def test_what_cannot_be_pushed_is_refused_first(made, capsys, monkeypatch, argv, part):
+    pytest.importorskip("huggingface_hub", reason="uploads need it")
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     before = set(made.iterdir())
     assert main(argv) == 2
@@ -81,6 +82,7 @@ CODE = "import sys; from pyloss.cli import main; sys.exit(main({0!r}))"
 
 
 def test_a_pushed_model_is_the_folder(tmp_path, made):
+    pytest.importorskip("huggingface_hub", reason="uploads need it")
     (tmp_path / "repositories").mkdir()
     place = tmp_path / "made"
     argv = [*FUSE, str(place), "--push", "me/tuned", "--private"]
