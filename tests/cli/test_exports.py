@@ -290,7 +290,7 @@ def test_what_is_no_adapter_is_said_to_be_so(project, tmp_path, capsys):
 
 
 def test_fuse_also_writes_a_gguf_file_of_a_type(project, tmp_path, capsys):
-    """It is what `export` writes; a type that would lose the adapter is refused before all files."""
+    """It is what `export` writes. A type that would lose the adapter is refused before that."""
     fuse = ["fuse", "--model", "base", "--adapter-path", "adapters", "--save-path"]
     place = tmp_path / "fused"
     assert main([*fuse, str(place), "--export-gguf", "q8_0", "--gguf-path", "m.gguf"]) == 0
