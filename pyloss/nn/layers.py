@@ -8,9 +8,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from pyloss import ops, random
+from pyloss.autograd.tape import data
 from pyloss.checks.numbers import real, whole
 from pyloss.nn.module import Module
 from pyloss.ops.projection import Projection
+from pyloss.runtime.device import on_device_of
 from pyloss.weights.stack import WeightStack
 from pyloss.weights.weight import FORMATS, Weight
 
@@ -278,7 +280,7 @@ class RMSNorm(Module):
         self._ones = None if affine else np.ones(dims, np.float32)
 
     def __call__(self, x: Any) -> Any:
-        weight = self._ones if self.weight is None else self.weight
+        weight = on_device_of(data(x), self._ones) if self.weight is None else self.weight
         if self._offset is not None:
             weight = ops.add(weight, self._offset)
         return ops.rms_norm(x, weight, self.eps)

@@ -12,6 +12,7 @@ from pyloss.io.safetensors import read_safetensors
 from pyloss.models import dequantize_model, load_model
 from pyloss.models.config import ModelConfig
 from pyloss.models.config.delta_net import DeltaNet
+from pyloss.models.config.gemma4 import Gemma4
 from pyloss.models.config.mamba import Mamba2
 from pyloss.models.config.mixture import Mixture
 from pyloss.models.synthetic import random_model
@@ -165,6 +166,47 @@ def test_the_delta_rule(device, family):
     here, there = fresh(), fresh()
     assert "model.layers.2.linear_attn.A_log" in here.trainable_parameters()
     same_steps(here, there, device, rtol=1e-4 if mixture else 2e-5)
+    steps_are_those_of_the_whole(here, there)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        Gemma4(8, 1, True, 16, 29),
+        Gemma4(
+            8, 0, False, 0, 0, True, 1, num_experts=4, top_k_experts=2, moe_intermediate_size=16
+        ),
+    ],
+    ids=["shared keys", "experts"],
+)
+def test_gemma4(device, options):
+    """Also norms without a weight, and the factors of a router."""
+
+    def fresh():
+        model = random_model(
+            ModelConfig(
+                "gemma4_text",
+                vocab_size=29,
+                hidden_size=24,
+                intermediate_size=40,
+                num_hidden_layers=3,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                head_dim=6,
+                sliding_window=5,
+                layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+                gemma4=options,
+            )
+        )
+        rng = np.random.default_rng(0)
+        for layer in model.layers if options.num_experts else ():
+            layer.router.scale[...] = rng.uniform(0.5, 2, 24)
+            layer.router.per_expert_scale[...] = rng.uniform(0.5, 2, 4)
+        adapted(model, dropout=0.0, keys=None)
+        return model
+
+    here, there = fresh(), fresh()
+    same_steps(here, there, device, rtol=2e-4 if options.num_experts else 2e-5)
     steps_are_those_of_the_whole(here, there)
 
 
