@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument(
         "--precision",
         default="float32",
-        help="precision of the layers' products: float32 or bfloat16",
+        help="precision of the layers' products: float32, bfloat16 or mixed",
     )
     parser.add_argument("--device", default="cpu", help="cpu or opencl:<number>")
     parser.add_argument("--type", help="of a config.json's random weights")

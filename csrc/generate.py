@@ -26,6 +26,8 @@ TYPES = {
     "acc": ("const void *", "void *", "in"),
     "weight": ("const pl_weight *", "", "w"),
     "stack": ("const pl_weight *", "", "stack"),
+    "half": ("const float *", "float *", "in"),
+    "act": ("pl_act ", "pl_act ", "act"),
     "float": ("const pl_rows *", "const pl_rows *", "rows"),
     "int": ("int64_t ", "", "i"),
     "real": ("double ", "", "f"),

@@ -99,9 +99,16 @@ static inline char *pl_row(const pl_rows *r, int64_t i) {
 
 enum { PL_MAX_ARGS = 20, PL_MAX_OPTIONS = 4 /* of a loss */ };
 
+/* Floats of an `act` argument, in one piece: float32 or bfloat16. */
+typedef struct {
+    void *data; /* NULL for an optional argument that is absent */
+    int narrow; /* bfloat16 */
+} pl_act;
+
 typedef union {
     const void *in;
     void *out;
+    pl_act act;
     int64_t i;
     double f;
     pl_weight w;
@@ -113,8 +120,9 @@ typedef union {
  * for. */
 typedef struct {
     pl_value arg[PL_MAX_ARGS];
-    int count; /* of arguments */
-    int wide;  /* a `float` argument is float64; so are then the arithmetic and `acc` arguments */
+    int count;       /* of arguments */
+    uint32_t narrow; /* bit i: argument i, `half` or `act`, is bfloat16 */
+    int wide; /* a `float` argument is float64; so are then the arithmetic and `acc` arguments */
     int64_t dim[26];
     void *indices; /* the call's own copy of the index arrays */
 } pl_call;

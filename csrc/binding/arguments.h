@@ -32,9 +32,10 @@ PyArrayObject *pl_plain_array(const pl_spec *spec, const pl_param *p, PyObject *
 /* The PL_F32, ... of an array that a `float` argument takes; -1 for other objects. bfloat16, a type
  * that NumPy lacks, comes as uint16. */
 int pl_float_type(PyObject *object);
-/* An array of one fixed type, or of the `acc` type. */
+/* An array of one fixed type, or of the `acc`, `half` or `act` type. */
 int pl_take_array(pl_check *c, int index);
-/* Puts a new array in the place of an output that is `...`; the caller owns it. */
+/* Puts a new array in the place of an output that is `...`, or NotImplemented for one in bfloat16;
+ * the caller owns it. */
 int pl_make_output(pl_check *c, int index);
 /* A `float` argument. */
 int pl_take_rows(pl_check *c, int index);

@@ -16,13 +16,16 @@ static const char *dtype_name(int npy) {
     case NPY_INT32: return "int32";
     case NPY_INT64: return "int64";
     case NPY_UINT8: return "uint8";
+    case NPY_UINT16: return "uint16";
     default: return "?";
     }
 }
 
 static int npy_type(pl_type type, int wide) {
     switch (type) {
-    case PL_T_F32: return NPY_FLOAT32;
+    case PL_T_F32:
+    case PL_T_HALF:
+    case PL_T_ACT: return NPY_FLOAT32; /* what a call makes unless it is told otherwise */
     case PL_T_F64: return NPY_FLOAT64;
     case PL_T_I32: return NPY_INT32;
     case PL_T_I64: return NPY_INT64;
@@ -163,11 +166,10 @@ static int shape_to_make(const pl_check *c, const pl_param *p, npy_intp *dims) {
 int pl_make_output(pl_check *c, int index) {
     const pl_spec *spec = c->spec;
     const pl_param *p = &spec->param[index];
-    int accumulates = 0;
-    for (int i = 0; i < index && index == spec->count - 1; i++)
-        if (!strcmp(spec->param[i].name, "accumulate")) accumulates = c->call->arg[i].i != 0;
+    const int accumulates = index == spec->count - 1 && pl_accumulates(spec, c->call);
     npy_intp dims[8 + PL_MAX_DIMS];
-    const int npy = npy_type(p->type, c->call->wide);
+    const int npy =
+        c->args[index] == Py_NotImplemented ? NPY_UINT16 : npy_type(p->type, c->call->wide);
     const int ndim = npy < 0 || !c->may_make ? -1 : shape_to_make(c, p, dims);
     if (ndim < 0 || p->updated || accumulates) {
         PyErr_Format(PyExc_ValueError, "%s: %s must be given", spec->name, p->name);
@@ -182,8 +184,11 @@ int pl_make_output(pl_check *c, int index) {
 int pl_take_array(pl_check *c, int index) {
     const pl_spec *spec = c->spec;
     const pl_param *p = &spec->param[index];
-    PyArrayObject *array =
-        pl_plain_array(spec, p, c->args[index], npy_type(p->type, c->call->wide));
+    /* Kernels of devices, whose calls make no arrays, take float32 alone. */
+    const int narrow =
+        c->may_make && pl_may_be_narrow(p->type) && pl_float_type(c->args[index]) == PL_BF16;
+    PyArrayObject *array = pl_plain_array(spec, p, c->args[index],
+                                          narrow ? NPY_UINT16 : npy_type(p->type, c->call->wide));
     if (!array) return -1;
     const int ndim = PyArray_NDIM(array), leading = p->ndim > 0 && p->dim[0].rule == '*';
     if (leading ? ndim < p->ndim - 1 : ndim != p->ndim) {
@@ -202,7 +207,9 @@ int pl_take_array(pl_check *c, int index) {
         if (pl_match_dim(c, index, i, axis, PyArray_DIM(array, axis))) return -1;
     }
     char *data = PyArray_DATA(array);
-    c->call->arg[index].out = data;
+    if (p->type == PL_T_ACT) c->call->arg[index].act = (pl_act){data, narrow};
+    else c->call->arg[index].out = data;
+    c->call->narrow |= (uint32_t)narrow << index;
     c->extent[index] = (pl_extent){data, data + PyArray_NBYTES(array)};
     return 0;
 }

@@ -6,6 +6,7 @@
 #include "device_call.h"
 #include "numpy_api.h"
 #include "profile.h"
+#include "widened.h"
 
 #include <string.h>
 
@@ -81,11 +82,10 @@ static PyObject *host_call(int op, PyObject *const *args, Py_ssize_t nargs) {
     pl_call call;
     PyObject *made[PL_MAX_ARGS] = {NULL};
     if (pl_check_call(&pl_specs[op], args, nargs, &call, made)) return NULL;
-    pl_kernel kernel = pl_kernels->kernel[op];
     pl_status status;
     Py_BEGIN_ALLOW_THREADS
     pl_enter_call();
-    status = kernel(&call);
+    status = pl_run_widened(op, &pl_specs[op], &call);
     pl_leave_call();
     Py_END_ALLOW_THREADS
     pl_release_call(&pl_specs[op], &call);
@@ -154,10 +154,11 @@ static PyObject *run(int op, PyObject *const *args, Py_ssize_t nargs) {
 /* ---- programs */
 
 /* The argument j of a step, a new reference: a constant, what a slot holds, a view of it with other
- * axes, or `...`. */
+ * axes, or what stands for a new array. */
 static PyObject *step_argument(char kind, PyObject *value, PyObject *slots) {
     if (kind == 'c') return Py_NewRef(value);
     if (kind == 'n') return Py_NewRef(Py_Ellipsis);
+    if (kind == 'h') return Py_NewRef(Py_NotImplemented);
     PyObject *number = kind == 'v' ? PyTuple_GetItem(value, 0) : value;
     PyObject *held = number ? PyList_GetItem(slots, PyLong_AsSsize_t(number)) : NULL;
     if (!held || kind == 's') return Py_XNewRef(held);
@@ -170,7 +171,7 @@ static int end_step(PyObject *made, const char *kinds, PyObject *values, PyObjec
                     PyObject *slots) {
     Py_ssize_t next = 0;
     for (Py_ssize_t j = 0; kinds[j]; j++) {
-        if (kinds[j] != 'n') continue;
+        if (kinds[j] != 'n' && kinds[j] != 'h') continue;
         PyObject *array = PyTuple_Check(made) ? PyTuple_GetItem(made, next++) : made;
         const Py_ssize_t slot = PyLong_AsSsize_t(PyTuple_GetItem(values, j));
         if (!array || PyList_SetItem(slots, slot, Py_NewRef(array))) return -1;

@@ -23,7 +23,9 @@ static int take_argument(pl_check *c, int index) {
     PyObject *object = c->args[index];
     pl_value *value = &c->call->arg[index];
     if (p->optional && object == Py_None) return 0;
-    if (object == Py_Ellipsis && p->output && pl_make_output(c, index)) return -1;
+    const int makes =
+        object == Py_Ellipsis || (object == Py_NotImplemented && pl_may_be_narrow(p->type));
+    if (makes && p->output && pl_make_output(c, index)) return -1;
     switch (p->type) {
     case PL_T_INT: return pl_whole(spec->name, p->name, object, INT64_MIN, INT64_MAX, &value->i);
     case PL_T_REAL: return pl_finite(spec->name, p->name, object, &value->f);
@@ -137,7 +139,11 @@ static int reads(const pl_check *c, int index, pl_extent bytes) {
 static int same_places(const pl_check *c, int output, int input) {
     const pl_param *a = &c->spec->param[output], *b = &c->spec->param[input];
     if (c->extent[output].begin != c->extent[input].begin) return 0;
-    if (a->type != b->type || a->ndim != b->ndim || memcmp(a->dim, b->dim, sizeof a->dim)) return 0;
+    const int float32 = pl_may_be_float32(a->type) && pl_may_be_float32(b->type);
+    if ((a->type != b->type && !float32) || a->ndim != b->ndim ||
+        memcmp(a->dim, b->dim, sizeof a->dim))
+        return 0;
+    if ((c->call->narrow >> output & 1) != (c->call->narrow >> input & 1)) return 0;
     if (a->type != PL_T_FLOAT) return 1;
     const pl_rows *written = &c->call->arg[output].rows, *read = &c->call->arg[input].rows;
     if (written->type != read->type) return 0;

@@ -6,7 +6,8 @@
 static const char *const type_names[PL_T_COUNT] = {
     [PL_T_F32] = "f32",       [PL_T_F64] = "f64",     [PL_T_I32] = "i32",     [PL_T_I64] = "i64",
     [PL_T_U8] = "u8",         [PL_T_ACC] = "acc",     [PL_T_FLOAT] = "float", [PL_T_INT] = "int",
-    [PL_T_WEIGHT] = "weight", [PL_T_STACK] = "stack", [PL_T_REAL] = "real"};
+    [PL_T_WEIGHT] = "weight", [PL_T_STACK] = "stack", [PL_T_REAL] = "real",   [PL_T_HALF] = "half",
+    [PL_T_ACT] = "act"};
 
 /* The functions below read at *s, move *s past what they read, and return 0 where it is wrong. */
 

@@ -5,6 +5,8 @@
 
 #include "../pyloss.h"
 
+#include <string.h>
+
 typedef enum {
     PL_T_F32,
     PL_T_F64,
@@ -14,6 +16,8 @@ typedef enum {
     PL_T_WEIGHT,
     PL_T_STACK,
     PL_T_FLOAT,
+    PL_T_HALF,
+    PL_T_ACT,
     PL_T_ACC,
     PL_T_INT,
     PL_T_REAL,
@@ -56,6 +60,20 @@ typedef struct {
         int twice;              /* ...or at least twice the second */
     } constraint[PL_MAX_CONSTRAINTS];
 } pl_spec;
+
+/* Whether an operation's call adds to the values of its last output. */
+static inline int pl_accumulates(const pl_spec *spec, const pl_call *call) {
+    for (int i = 0; i < spec->count; i++)
+        if (!strcmp(spec->param[i].name, "accumulate")) return call->arg[i].i != 0;
+    return 0;
+}
+
+/* Whether arguments of a type may be bfloat16. */
+static inline int pl_may_be_narrow(pl_type type) { return type == PL_T_HALF || type == PL_T_ACT; }
+/* Whether they are float32 unless they are bfloat16. */
+static inline int pl_may_be_float32(pl_type type) {
+    return type == PL_T_F32 || pl_may_be_narrow(type);
+}
 
 /* Parses `text`; NULL, or where in the text the error is. */
 const char *pl_spec_parse(pl_spec *spec, const char *name, const char *text);

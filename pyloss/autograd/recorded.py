@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pyloss import _core
+from pyloss import _core, random
 from pyloss.autograd.scope import current_tape
 from pyloss.autograd.tape import (
     Gradients,
@@ -24,7 +24,16 @@ from pyloss.autograd.tape import (
     record_several,
 )
 from pyloss.autograd.tensor import Tensor
-from pyloss.runtime.program import NotReplayable, Step, Writer, finished, slots_of
+from pyloss.runtime.precision import keeps_bfloat16
+from pyloss.runtime.program import (
+    Call,
+    NotReplayable,
+    Step,
+    Writer,
+    finished,
+    narrowed,
+    slots_of,
+)
 
 
 class _Program(NamedTuple):
@@ -74,74 +83,104 @@ class Recorded:
         nodes = nodes_of(x, *self.parameters)
         if nodes is None or not isinstance(data(x), np.ndarray):
             return function(x)
-        kind = tuple([node is not None for node in nodes])
+        kind = (keeps_bfloat16(), *[node is not None for node in nodes])
         if kind not in self._programs:
-            return self._record(kind, nodes, function, x, arrays)
+            state = random.state()
+            run = _Recording(self, kind[1:], function, x, arrays)
+            if not kind[0]:
+                return self._recorded(kind, nodes, run)
+            # Every run is the program's, so that runs do not depend on which one was the first.
+            self._programs[kind] = run.backward(np.zeros_like(run.y), narrow=True)
+            random.set_state(state)
         program = self._programs[kind]
         return function(x) if program is None else _run(program, nodes, x, arrays)
 
-    def _record(
-        self,
-        kind: tuple[bool, ...],
-        nodes: Nodes,
-        function: Callable[[Any], Any],
-        x: Any,
-        arrays: Sequence[np.ndarray],
-    ) -> Any:
-        """The function's output, an operation of its own, whose passes are recorded."""
-        inner, xd = Tape(), data(x)
-        leaves = [Node(inner.root) if traced else None for traced in kind]
-        for array, leaf in zip(self.parameters, leaves[1:], strict=True):
-            if leaf is not None:
-                inner.leaves[id(array)] = leaf
-        writer: Writer | None = Writer(self.constants)
-        assert writer is not None
-        for array in (xd, *arrays):
-            writer.add(array)
-        _core.record(True)
-        try:
-            with inner:
-                result = function(xd if leaves[0] is None else Tensor(xd, leaves[0]))
-        finally:
-            calls = _core.record(False) or []
-        end, y = result._node, result.data
-        del result
-        try:
-            forward, y_slot = writer.steps(calls), writer.slot(y)
-        except NotReplayable:
-            self._programs[kind] = writer = None
-        del calls  # else all arrays of the pass would live until the backward pass
+    def _recorded(self, kind: tuple[bool, ...], nodes: Nodes, run: _Recording) -> Any:
+        """The run's output, an operation of its own, whose backward pass is recorded, too."""
 
         def vjp(dy: np.ndarray, grads: Gradients) -> None:
-            dy_slot = -1 if writer is None else writer.add(dy)
-            if writer is not None and not _core.recording():
-                _core.record(True)
-                try:
-                    inner.backward_from(end, dy)
-                finally:
-                    calls = _core.record(False) or []
-                try:
-                    self._programs[kind] = _program(
-                        writer, forward, writer.steps(calls), y_slot, dy_slot, leaves
-                    )
-                except NotReplayable:
-                    self._programs[kind] = None
-            else:
-                inner.backward_from(end, dy)
-            for i, leaf in enumerate(leaves):
+            self._programs[kind] = run.backward(dy)
+            for i, leaf in enumerate(run.leaves):
                 if leaf is not None and leaf.grad is not None:
                     grads.put(i, leaf.grad, leaf.owned)
 
-        return record_on(nodes, y, vjp)
+        if run.writer is None:
+            self._programs[kind] = None
+        return record_on(nodes, run.y, vjp)
+
+
+class _Recording:
+    """A run of a function, whose calls are recorded in both passes.
+
+    Attributes:
+        writer: None where a program cannot repeat the calls.
+        leaves: of the passes' tape, for x and the parameters that get gradients.
+    """
+
+    def __init__(
+        self,
+        recorded: Recorded,
+        traced: tuple[bool, ...],
+        function: Callable[[Any], Any],
+        x: Any,
+        arrays: Sequence[np.ndarray],
+    ):
+        self.tape, xd = Tape(), data(x)
+        self.leaves = [Node(self.tape.root) if wanted else None for wanted in traced]
+        for array, leaf in zip(recorded.parameters, self.leaves[1:], strict=True):
+            if leaf is not None:
+                self.tape.leaves[id(array)] = leaf
+        self.writer: Writer | None = Writer(recorded.constants)
+        for array in (xd, *arrays):
+            self.writer.add(array)
+        _core.record(True)
+        try:
+            with self.tape:
+                result = function(xd if self.leaves[0] is None else Tensor(xd, self.leaves[0]))
+        finally:
+            calls = _core.record(False) or []
+        self.end, self.y = result._node, result.data
+        try:
+            self.forward, self.y_slot = self.writer.steps(calls), self.writer.slot(self.y)
+        except NotReplayable:
+            self.writer = None
+
+    def backward(self, dy: np.ndarray, narrow: bool = False) -> _Program | None:
+        """Fills the gradients of the leaves. Returns the program of both passes, if there is one.
+
+        With `narrow` it keeps arrays in bfloat16 where it can.
+        """
+        dy_slot = -1 if self.writer is None else self.writer.add(dy)
+        if self.writer is None or _core.recording():
+            self.tape.backward_from(self.end, dy)
+            return None
+        _core.record(True)
+        try:
+            self.tape.backward_from(self.end, dy)
+        finally:
+            calls = _core.record(False) or []
+        try:
+            return _program(
+                self.writer,
+                self.forward,
+                self.writer.steps(calls),
+                self.y_slot,
+                dy_slot,
+                self.leaves,
+                narrow,
+            )
+        except NotReplayable:
+            return None
 
 
 def _program(
     writer: Writer,
-    forward: list[tuple[int, str, tuple[Any, ...]]],
-    backward: list[tuple[int, str, tuple[Any, ...]]],
+    forward: list[Call],
+    backward: list[Call],
     y: int,
     dy: int,
     leaves: list[Node | None],
+    narrow: bool,
 ) -> _Program:
     found = [
         None if leaf is None or leaf.grad is None else writer.slot(leaf.grad) for leaf in leaves
@@ -150,6 +189,8 @@ def _program(
         raise NotReplayable("a gradient is an array that others read")
     read = {slot for _, kinds, values in backward for slot in slots_of(kinds, values)}
     results = {slot for slot in found if slot is not None}
+    if narrow:
+        forward, backward = narrowed((forward, backward), results | {y, dy})
     return _Program(
         finished(forward, set(), read | {y}),
         finished(backward, read, results),

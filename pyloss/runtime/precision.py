@@ -14,7 +14,10 @@ import numpy as np
 
 from pyloss import _core
 
-PRECISIONS = ("float32", "bfloat16", "int8")
+PRECISIONS = ("float32", "bfloat16", "mixed", "int8")
+
+#: whether the activations of recorded layers are kept in bfloat16
+_keeps_bfloat16 = False
 
 
 def check_precision(precision: str) -> str:
@@ -27,7 +30,8 @@ def check_precision(precision: str) -> str:
 
 
 def set_matmul_precision(precision: str) -> None:
-    """Sets the precision of products by weights: "float32" (the default), "bfloat16" or "int8".
+    """Sets the precision of products by weights: "float32" (the default), "bfloat16", "mixed" or
+    "int8".
 
     "bfloat16" holds forward and for the gradient of the input. It rounds inputs and weights once to
     bfloat16 (8 bits) and adds their products in float32. The tile unit of some Intel Xeons
@@ -44,6 +48,12 @@ def set_matmul_precision(precision: str) -> None:
     attention is bfloat16, too, unless a sequence has few queries, as in generation, and a number of
     an adapter is the sum of two bfloat16 numbers.
 
+    "mixed" multiplies as "bfloat16" does. In training, decoder layers also keep in bfloat16 what
+    they compute between their residual sums, for the backward pass too: half the memory. Residual
+    sums, what norms, softmax and losses compute, adapters, their gradients and the optimizer stay
+    float32. Layers whose calls cannot be recorded (dropout, DoRA, experts, checkpointing, classes
+    of one's own) keep float32.
+
     "int8" is for generation and evaluation with quantized weights. Each 32 inputs of a row are
     rounded to 8 bits with a scale of their own; their dots with the weights' codes are exact
     integers, which are added in float32. It holds forward, for any number of rows, with the same
@@ -53,14 +63,21 @@ def set_matmul_precision(precision: str) -> None:
 
     ValueError for another name.
     """
-    forms = {"bfloat16": bfloat16_form, "int8": int8_form}
+    global _keeps_bfloat16
+    forms = {"bfloat16": bfloat16_form, "mixed": bfloat16_form, "int8": int8_form}
     name = check_precision(precision)
     _core.set_matmul_precision(forms[name]().setting if name in forms else name)
+    _keeps_bfloat16 = name == "mixed"
 
 
 def get_matmul_precision() -> str:
     """The precision that `set_matmul_precision` set last."""
-    return str(_core.matmul_precision()).partition("-")[0]
+    return "mixed" if _keeps_bfloat16 else str(_core.matmul_precision()).partition("-")[0]
+
+
+def keeps_bfloat16() -> bool:
+    """Whether recorded layers keep and pass activations in bfloat16, as "mixed" says."""
+    return _keeps_bfloat16
 
 
 def has_instructions() -> bool:
@@ -76,14 +93,16 @@ def multiplies_by_tiles() -> bool:
 @contextmanager
 def matmul_precision(precision: str | None) -> Iterator[None]:
     """Sets the precision within a block; None changes nothing."""
-    before = _core.matmul_precision()
+    global _keeps_bfloat16
+    before = _core.matmul_precision(), _keeps_bfloat16
     if precision is not None:
         set_matmul_precision(precision)
     try:
         yield
     finally:
         if precision is not None:
-            _core.set_matmul_precision(before)
+            _core.set_matmul_precision(before[0])
+            _keeps_bfloat16 = before[1]
 
 
 class Form(NamedTuple):

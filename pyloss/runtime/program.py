@@ -9,7 +9,7 @@ Python reads, and arrays that no call made and nobody gave.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,12 +32,14 @@ class _Signature(NamedTuple):
     Attributes:
         outputs: the place of the first output.
         updated: for each argument, whether it is an output whose values are read.
+        narrow: for each argument, whether it may be in bfloat16.
         accumulate: the place of the argument that makes outputs such, or -1.
     """
 
     name: str
     outputs: int
     updated: list[bool]
+    narrow: list[bool]
     accumulate: int
 
 
@@ -46,15 +48,27 @@ def _signature(name: str, text: str) -> _Signature:
     words = [word for word in text.split() if ":" in word]
     accumulate = [i for i, word in enumerate(words) if word.startswith("accumulate:")]
     return _Signature(
-        name, inputs, [word.startswith("+") for word in words], accumulate[0] if accumulate else -1
+        name,
+        inputs,
+        [word.startswith("+") for word in words],
+        [word.partition(":")[2].partition("[")[0] in ("act", "half") for word in words],
+        accumulate[0] if accumulate else -1,
     )
 
 
 _SIGNATURES = [_signature(name, text) for name, text in _OPS]
 
-# (operation, kinds of the arguments, arguments, slots that are emptied). Kinds and arguments:
-# c: a constant; s: a slot; v: (a slot, the axes of a view); n: a slot for a new array
+# (operation, kinds of the arguments, arguments), and slots that are emptied. Kinds and arguments:
+# c: a constant; s: a slot; v: (a slot, the axes of a view); n, h: a slot for a new array, in
+# bfloat16 if h
+Call = tuple[int, str, tuple[Any, ...]]
 Step = tuple[int, str, tuple[Any, ...], tuple[int, ...]]
+
+
+def _reads_output(signature: _Signature, i: int, arguments: Sequence[Any]) -> bool:
+    """Whether argument i is an output whose values the call reads."""
+    accumulates = signature.accumulate >= 0 and bool(arguments[signature.accumulate])
+    return signature.updated[i] or (accumulates and i == len(arguments) - 1)
 
 
 def root(array: np.ndarray) -> np.ndarray:
@@ -93,20 +107,16 @@ class Writer:
         found = self.known.get(id(owner))
         return None if found is None or found[2]() is not owner else found[:2]
 
-    def steps(self, calls: Calls) -> list[tuple[int, str, tuple[Any, ...]]]:
+    def steps(self, calls: Calls) -> list[Call]:
         """The calls' operations, kinds and arguments. NotReplayable if they cannot be repeated."""
         return [self._step(_SIGNATURES[op], op, arguments) for op, *arguments in calls]
 
-    def _step(
-        self, signature: _Signature, op: int, arguments: list[Any]
-    ) -> tuple[int, str, tuple[Any, ...]]:
+    def _step(self, signature: _Signature, op: int, arguments: list[Any]) -> Call:
         if signature.name in _REFUSED:
             raise NotReplayable(f"{signature.name} depends on more than its arguments")
-        accumulates = signature.accumulate >= 0 and bool(arguments[signature.accumulate])
         kinds, values = "", []
         for i, value in enumerate(arguments):
-            read = signature.updated[i] or (accumulates and i == len(arguments) - 1)
-            made = i >= signature.outputs and not read
+            made = i >= signature.outputs and not _reads_output(signature, i, arguments)
             try:
                 kind, stored = self._argument(value, made)
             except NotReplayable as error:
@@ -133,9 +143,37 @@ def _whole(array: np.ndarray) -> bool:
     return array.flags.c_contiguous and array.nbytes == root(array).nbytes
 
 
-def finished(
-    steps: list[tuple[int, str, tuple[Any, ...]]], first: set[int], kept: set[int]
-) -> tuple[Step, ...]:
+def narrowed(passes: Sequence[list[Call]], wide: set[int]) -> list[list[Call]]:
+    """The passes with arrays in bfloat16 wherever all calls that read or write them take it.
+
+    Arrays to which a call adds stay float32, and so do those of the slots `wide`.
+    """
+    calls = [call for steps in passes for call in steps]
+    wide = set(wide)
+    made = {slot for _, kinds, values in calls for slot in slots_of(kinds, values, "n")}
+    for op, kinds, values in calls:
+        signature = _SIGNATURES[op]
+        for i, (kind, value) in enumerate(zip(kinds, values, strict=True)):
+            if not signature.narrow[i] or _reads_output(signature, i, values):
+                wide.update(slots_of(kind, (value,)))
+    half = made - wide
+    return [
+        [
+            (
+                op,
+                "".join(
+                    "h" if kind == "n" and value in half else kind
+                    for kind, value in zip(kinds, values, strict=True)
+                ),
+                values,
+            )
+            for op, kinds, values in steps
+        ]
+        for steps in passes
+    ]
+
+
+def finished(steps: list[Call], first: set[int], kept: set[int]) -> tuple[Step, ...]:
     """Steps that empty each slot after its last use, but those in `kept`.
 
     `first` has the slots that are filled before.
@@ -150,10 +188,10 @@ def finished(
     return tuple((*step, tuple(some)) for step, some in zip(steps, done, strict=True))
 
 
-def slots_of(kinds: str, values: tuple[Any, ...]) -> list[int]:
-    """The slots that a step reads or fills."""
+def slots_of(kinds: str, values: tuple[Any, ...], of: str = "svnh") -> list[int]:
+    """The slots that a step reads or fills, by arguments of these kinds."""
     return [
         value[0] if kind == "v" else value
         for kind, value in zip(kinds, values, strict=True)
-        if kind != "c"
+        if kind in of
     ]

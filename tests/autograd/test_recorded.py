@@ -14,6 +14,7 @@ from pyloss.models.config.mixture import Mixture
 from pyloss.models.lfm2 import ShortConv
 from pyloss.models.qwen3_5 import GatedDeltaNet
 from pyloss.models.synthetic import random_model
+from pyloss.runtime.precision import matmul_precision
 from pyloss.tuner import default_loss, linear_to_lora_layers
 from pyloss.tuner.adapters.full import unfreeze_layers
 
@@ -280,3 +281,78 @@ def test_an_error_in_a_recorded_run_ends_the_recording():
         with pytest.raises(RuntimeError, match="within"):
             recorded(broken, x, [])
     assert not _core.recording()
+
+
+def one_step(net, lengths=(7, 40)):
+    """The loss and the gradients of one batch."""
+    ((ids, bounds),) = batches([lengths])
+    (loss, _), grads = nn.value_and_grad(net, default_loss)(net, ids, bounds)
+    return float(loss), {name: grad.copy() for name, grad in grads.items()}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: adapted("qwen3", "q8_0"),
+        lambda: adapted("gemma3_text", **GEMMA),
+        lambda: adapted("gemma2", attn_logit_softcapping=2.0),
+        lambda: adapted("granite", residual_multiplier=0.22, logits_scaling=8.0),
+        lambda: adapted("qwen2", attention_bias=True),
+        lambda: adapted("phi3", partial_rotary_factor=0.5),
+        lambda: adapted("lfm2", layer_types=["conv", "full_attention", "conv"]),
+        lambda: adapted("qwen3_5_text", layer_types=DELTA),
+        lambda: unfrozen(model()),
+    ],
+)
+def test_activations_in_bfloat16_are_near_those_in_float32(make, isa):
+    loss, grads = one_step(make())
+    errors = {}
+    for precision in ("bfloat16", "mixed"):
+        with matmul_precision(precision):
+            rounded_loss, rounded = one_step(make())
+        assert rounded_loss != loss and abs(rounded_loss / loss - 1) < 0.01
+        errors[precision] = {
+            name: np.linalg.norm(rounded[name] - grad) / np.linalg.norm(grad)
+            for name, grad in grads.items()
+        }
+    for name in grads:
+        # A rounding is 2^-9 of a number at most; a gradient passes some twenty more than those of
+        # the products.
+        assert 0 < errors["mixed"][name] < errors["bfloat16"][name] + 20 * 2**-9, name
+
+
+def test_activations_in_bfloat16_do_not_depend_on_the_first_run():
+    with matmul_precision("mixed"):
+        first, later = adapted("qwen3"), adapted("qwen3")
+        want = one_step(first)
+        one_step(later, (3, 9, 21))
+        got = one_step(later)
+        again = one_step(first)
+    for loss, grads in (got, again):
+        assert loss == want[0]
+        assert all(np.array_equal(grads[name], grad) for name, grad in want[1].items())
+    exact = one_step(adapted("qwen3"))
+    back = one_step(first)  # float32 again
+    assert exact[0] == back[0] != want[0]
+    assert all(np.array_equal(back[1][name], grad) for name, grad in exact[1].items())
+
+
+def test_layers_that_are_not_recorded_keep_float32():
+    for make in (lambda: adapted(use_dora=True), lambda: adapted(dropout=0.2)):
+        with matmul_precision("bfloat16"):
+            want = losses_and_gradients(make())
+        with matmul_precision("mixed"):
+            assert losses_and_gradients(make()) == want
+
+
+def test_activations_in_bfloat16_take_less_memory():
+    def peak(precision):
+        with matmul_precision(precision):
+            net = adapted("qwen3", hidden_size=256, intermediate_size=512, num_hidden_layers=6)
+            for lengths in ((200, 200),) * 2:  # the first is recorded
+                _core.trim()
+                before = buffers()
+                one_step(net, lengths)
+        return _core.buffer_stats()["peak"] - before
+
+    assert peak("mixed") < 0.7 * peak("bfloat16")

@@ -269,6 +269,8 @@ def test_the_precision_of_products_is_a_flag_and_a_key(world, capsys, tmp_path, 
     (tmp_path / "c.yaml").write_text("matmul_precision: bfloat16\n")
     assert main([*TRAIN, "-c", "c.yaml"]) == 0
     assert "plan: layers multiply in bfloat16" in capsys.readouterr().out
+    assert main([*TRAIN, "--precision", "mixed"]) == 0
+    assert "plan: layers keep activations in float32, at least in part" in capsys.readouterr().out
     assert main(TRAIN) == 0
     assert "layers multiply" not in capsys.readouterr().out
     assert main([*TRAIN, "--matmul-precision", "int8"]) == 0

@@ -13,6 +13,7 @@ from pyloss.runtime.precision import (
     bfloat16_form,
     has_instructions,
     int8_form,
+    keeps_bfloat16,
     matmul_precision,
 )
 from pyloss.weights.weight import Weight
@@ -30,8 +31,11 @@ def test_the_setting_is_said_and_taken_back():
             assert pyloss.get_matmul_precision() == "bfloat16"
         with matmul_precision("int8"):
             assert pyloss.get_matmul_precision() == pyloss.info()["matmul_precision"] == "int8"
-        with matmul_precision("float32"):
-            assert pyloss.get_matmul_precision() == "float32"
+        with matmul_precision("mixed"):
+            assert pyloss.get_matmul_precision() == pyloss.info()["matmul_precision"] == "mixed"
+            with matmul_precision("float32"):
+                assert pyloss.get_matmul_precision() == "float32" and not keeps_bfloat16()
+            assert keeps_bfloat16()
         assert pyloss.get_matmul_precision() == "bfloat16"
     assert pyloss.get_matmul_precision() == "float32"
     with pytest.raises(RuntimeError, match="inside"), matmul_precision("bfloat16"):

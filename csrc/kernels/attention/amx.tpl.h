@@ -30,26 +30,26 @@ INLINE int64_t attn_group_at(const attn *g, int64_t kv_head, int64_t group) {
 }
 
 /* Words of the pairs along d of a group's rows, rows past its keys 0. */
-INLINE void attn_pack_group_rows(const attn *g, const float *from, int64_t keys, float *to,
+INLINE void attn_pack_group_rows(const attn *g, pl_act from, int64_t keys, float *to,
                                  const int form) {
     const int64_t words = g->width / 2;
-    for (int64_t i = 0; i < AMX_BLOCK; i++, from += g->kv_heads * g->d, to += words) {
+    for (int64_t i = 0; i < AMX_BLOCK; i++, to += words) {
+        const pl_act row = act_at(from, i * g->kv_heads * g->d);
         if (i >= keys) memset(to, 0, (size_t)words * sizeof *to);
         for (int64_t k = 0; i < keys && k < words; k += LANES)
-            vf_store(to + k, (vf)pairs_at(from + 2 * k, g->d - 2 * k, form));
+            vf_store(to + k, (vf)act_pairs_at(row, 2 * k, g->d, form));
     }
 }
 
 /* Elements [j, j + LANES) of row i of a group; 0 past its keys and past d. */
-INLINE vf attn_group_lanes(const attn *g, const float *from, int64_t keys, int64_t i, int64_t j) {
+INLINE vf attn_group_lanes(const attn *g, pl_act from, int64_t keys, int64_t i, int64_t j) {
     const int64_t rest = g->d - j;
     if (i >= keys || rest <= 0) return vf_set1(0);
-    from += i * g->kv_heads * g->d + j;
-    return rest < LANES ? vf_load_part(from, rest, 0) : vf_load(from);
+    return act_load(from, i * g->kv_heads * g->d + j, at_most(rest, LANES));
 }
 
 /* The group transposed, [width][AMX_SIDE] words of pairs of keys. */
-INLINE void attn_pack_group_transposed(const attn *g, const float *from, int64_t keys, float *to,
+INLINE void attn_pack_group_transposed(const attn *g, pl_act from, int64_t keys, float *to,
                                        const int form) {
     for (int64_t j = 0; j < g->width; j += LANES)
         for (int64_t w = 0; w < AMX_SIDE; w += LANES) {
@@ -69,18 +69,18 @@ INLINE void attn_pack_group_transposed(const attn *g, const float *from, int64_t
 
 /* Packs groups [begin, end), and sets their sums to 0. */
 INLINE void attn_pack_groups(const attn *g, int64_t begin, int64_t end, const int form) {
-    const float *transposed = g->backward ? g->k : g->v;
+    const pl_act transposed = g->backward ? g->k : g->v;
     const size_t sums = (size_t)(AMX_BLOCK * g->pitch) * sizeof *g->dk_sums;
     for (int64_t i = begin; i < end; i++)
         for (int64_t h = 0; h < g->kv_heads; h++) {
             const attn_group *group = g->tiles.group + i;
             const int64_t from = (group->token * g->kv_heads + h) * g->d,
                           to = attn_group_at(g, h, i), row = attn_near(g, h, i * AMX_BLOCK);
-            attn_pack_group_rows(g, g->k + from, group->keys, g->tiles.rows[0] + to, form);
-            attn_pack_group_transposed(g, transposed + from, group->keys, g->tiles.transposed + to,
-                                       form);
+            attn_pack_group_rows(g, act_at(g->k, from), group->keys, g->tiles.rows[0] + to, form);
+            attn_pack_group_transposed(g, act_at(transposed, from), group->keys,
+                                       g->tiles.transposed + to, form);
             if (!g->backward) continue;
-            attn_pack_group_rows(g, g->v + from, group->keys, g->tiles.rows[1] + to, form);
+            attn_pack_group_rows(g, act_at(g->v, from), group->keys, g->tiles.rows[1] + to, form);
             memset(g->dk_sums + row, 0, sums);
             memset(g->dv_sums + row, 0, sums);
         }

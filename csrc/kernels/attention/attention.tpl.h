@@ -25,6 +25,7 @@
 #define PYLOSS_ATTENTION_TPL_H
 #include "../kernel.h"
 #include "../pieces.h"
+#include "../widening.h"
 #include "amx.tpl.h"
 #include "forward.tpl.h"
 #include "grad.tpl.h"
@@ -170,13 +171,13 @@ static void attn_release(attn *g) {
 static void attn_prepare_tokens(const void *context, int64_t begin, int64_t end,
                                 int worker UNUSED) {
     const attn *g = context;
-    const float *from = g->backward ? g->k : g->v;
+    const pl_act from = g->backward ? g->k : g->v;
     for (int64_t token = begin; token < end; token++)
         for (int64_t h = 0; h < g->kv_heads; h++) {
             const int64_t at = attn_near(g, h, token);
             if (g->near)
-                attn_pad_row(g->near + at, from + (token * g->kv_heads + h) * g->d, g->d, g->width,
-                             1);
+                attn_pad_row(g->near + at, act_at(from, (token * g->kv_heads + h) * g->d), g->d,
+                             g->width, 1);
             if (!g->backward || g->fresh) continue;
             memset(g->dk_sums + at, 0, (size_t)g->width * sizeof *g->dk_sums);
             memset(g->dv_sums + at, 0, (size_t)g->width * sizeof *g->dv_sums);
@@ -268,6 +269,15 @@ static attn attn_of(const pl_call *call, int64_t window, int64_t ahead) {
     return g;
 }
 
+/* Whether tiles read and write all that is bfloat16: no sequence is cut along the keys. */
+static int attn_takes_narrow(const attn *g) {
+    for (int64_t s = 0; s < g->sequences; s++) {
+        const attn_piece p = attn_sequence(g, s);
+        if (p.n && attn_splits_keys(g, &p)) return 0;
+    }
+    return is_amx(g->form);
+}
+
 /* ---- The kernels */
 
 static void attn_forward_piece(const void *context, int64_t begin, int64_t end, int worker) {
@@ -307,7 +317,14 @@ pl_status KERNEL(attention_forward)(const pl_call *call) {
     g.softcap = (float)args.softcap;
     g.o = args.o;
     g.lse = args.lse;
-    pl_status status = attn_prepare(&g);
+    const int64_t queries = PL_DIM(call, 'N') * g.heads * g.d, keys = g.tokens * g.kv_heads * g.d;
+    widening floats[] = {{.act = &g.q, .n = queries, .reads = 1},
+                         {.act = &g.k, .n = keys, .reads = 1},
+                         {.act = &g.v, .n = keys, .reads = 1},
+                         {.act = &g.o, .n = queries, .writes = 1}};
+    const int widened = attn_takes_narrow(&g) ? 0 : 4;
+    pl_status status = widen(floats, widened);
+    if (status == PL_OK) status = attn_prepare(&g);
     if (status == PL_OK) {
         pl_parallel(g.first[g.sequences], 1, attn_forward_piece, &g);
         for (int64_t s = 0; s < g.sequences; s++) {
@@ -317,7 +334,7 @@ pl_status KERNEL(attention_forward)(const pl_call *call) {
         }
     }
     attn_release(&g);
-    return status;
+    return narrow_again(floats, widened, status);
 }
 
 pl_status KERNEL(attention_grad)(const pl_call *call) {
@@ -339,13 +356,21 @@ pl_status KERNEL(attention_grad)(const pl_call *call) {
     g.dv = args.dv;
     g.tokens = PL_DIM(call, 'M');
     g.backward = 1;
-    pl_status status = attn_prepare(&g);
+    const int64_t queries = PL_DIM(call, 'N') * g.heads * g.d, keys = g.tokens * g.kv_heads * g.d;
+    widening floats[] = {
+        {.act = &g.q, .n = queries, .reads = 1},   {.act = &g.k, .n = keys, .reads = 1},
+        {.act = &g.v, .n = keys, .reads = 1},      {.act = &g.saved_o, .n = queries, .reads = 1},
+        {.act = &g.d_o, .n = queries, .reads = 1}, {.act = &g.dq, .n = queries, .writes = 1},
+        {.act = &g.dk, .n = keys, .writes = 1},    {.act = &g.dv, .n = keys, .writes = 1}};
+    const int widened = attn_takes_narrow(&g) ? 0 : 8;
+    pl_status status = widen(floats, widened);
+    if (status == PL_OK) status = attn_prepare(&g);
     if (status == PL_OK) {
         pl_parallel(g.first[g.sequences], 1, attn_grad_piece, &g);
         attn_each_token(&g, attn_finish_tokens, attn_finish_groups);
     }
     attn_release(&g);
-    return status;
+    return narrow_again(floats, widened, status);
 }
 
 #endif

@@ -90,11 +90,12 @@ INLINE void attn_begin_grad(const attn *g, const attn_piece *p, const attn_scrat
     memset(x->acc, 0, (size_t)(round_up(rows, is_amx(form) ? ATTN_Q : 1) * pitch) * sizeof *x->acc);
     for (int64_t r = 0; r < rows; r++) {
         int64_t at = x->at[r], i = 0;
-        const float *o = g->saved_o + at * g->d, *d_o = x->d_o + r * pitch;
+        const pl_act o = act_at(g->saved_o, at * g->d);
+        const float *d_o = x->d_o + r * pitch;
         vf dot = vf_set1(0);
         attn_prefetch(g, x, g->saved_o, r, rows);
-        for (; i + LANES <= g->d; i += LANES) dot += vf_load(o + i) * vf_load(d_o + i);
-        if (i < g->d) dot += vf_load_part(o + i, g->d - i, 0) * vf_load(d_o + i);
+        for (; i + LANES <= g->d; i += LANES) dot += act_load(o, i, LANES) * vf_load(d_o + i);
+        if (i < g->d) dot += act_load(o, i, g->d - i) * vf_load(d_o + i);
         x->sum[r] = vf_sum(dot);
         x->max[r] = g->saved_lse[at];
     }
@@ -170,15 +171,15 @@ INLINE void attn_grad_walk(const attn *g, const attn_piece *p, const attn_scratc
     pl_tell(done, INT32_MAX);
     if (is_amx(form)) attn_untranspose(g, x->acc, rows, acc = x->q);
     for (int64_t r = 0; r < rows; r++)
-        attn_trim_row(g->dq + x->at[r] * g->d, acc + r * pitch, g->d, g->scale);
+        attn_trim_row(act_at(g->dq, x->at[r] * g->d), acc + r * pitch, g->d, g->scale);
 }
 
 /* dk and dv of a token from the sums in row `row`. */
 INLINE void attn_finish_token(const attn *g, int64_t token, int64_t row) {
     for (int64_t h = 0; h < g->kv_heads; h++) {
         const int64_t from = attn_near(g, h, row), to = (token * g->kv_heads + h) * g->d;
-        attn_trim_row(g->dk + to, g->dk_sums + from, g->d, 1);
-        attn_trim_row(g->dv + to, g->dv_sums + from, g->d, 1);
+        attn_trim_row(act_at(g->dk, to), g->dk_sums + from, g->d, 1);
+        attn_trim_row(act_at(g->dv, to), g->dv_sums + from, g->d, 1);
     }
 }
 static void attn_finish_tokens(const void *context, int64_t begin, int64_t end, int worker UNUSED) {

@@ -5,6 +5,7 @@
 #include "../matmul/amx.tpl.h"
 #include "../pieces.h"
 #include "../rowloss/f32.h"
+#include "../simd/act.h"
 #include "../simd/transpose.h"
 #include "../simd/vec.h"
 #include "tile.tpl.h"
@@ -56,8 +57,9 @@ typedef struct {
     int backward;
     int fresh; /* backward: the first piece of a head sees all keys, and writes dk and dv */
     int64_t piece_rows, most_rows; /* of a piece; most_rows by the direction and the form alone */
-    const float *q, *k, *v, *saved_o, *saved_lse, *d_o;
-    float *o, *lse, *dq, *dk, *dv;
+    pl_act q, k, v, saved_o, d_o, o, dq, dk, dv; /* floats unless the form is one of tiles */
+    const float *saved_lse;
+    float *lse;
     int64_t sequences;
     const int32_t *q_offsets, *k_offsets;
     int64_t window; /* most keys up to its own place that a row sees */
@@ -137,17 +139,17 @@ INLINE int64_t attn_at(const attn *g, const attn_piece *p, int64_t row) {
     return (p->query + row / g->group) * g->heads + p->kv_head * g->group + row % g->group;
 }
 /* to[0, width) = factor from[0, d), padded with 0. */
-INLINE void attn_pad_row(float *to, const float *from, int64_t d, int64_t width, float factor) {
+INLINE void attn_pad_row(float *to, pl_act from, int64_t d, int64_t width, float factor) {
     int64_t i = 0;
-    for (; i + LANES <= d; i += LANES) vf_store(to + i, vf_load(from + i) * factor);
-    if (i < d) vf_store(to + i, vf_load_part(from + i, d - i, 0) * factor);
+    for (; i + LANES <= d; i += LANES) vf_store(to + i, act_load(from, i, LANES) * factor);
+    if (i < d) vf_store(to + i, act_load(from, i, d - i) * factor);
     for (i = round_up(d, LANES); i < width; i += LANES) vf_store(to + i, vf_set1(0));
 }
 /* to[0, d) = factor from[0, d). */
-INLINE void attn_trim_row(float *to, const float *from, int64_t d, float factor) {
+INLINE void attn_trim_row(pl_act to, const float *from, int64_t d, float factor) {
     int64_t i = 0;
-    for (; i + LANES <= d; i += LANES) vf_store(to + i, vf_load(from + i) * factor);
-    if (i < d) vf_store_part(to + i, vf_load(from + i) * factor, d - i);
+    for (; i + LANES <= d; i += LANES) act_store(to, i, vf_load(from + i) * factor, LANES);
+    if (i < d) act_store(to, i, vf_load(from + i) * factor, d - i);
 }
 
 /* Sets x->at, x->visible and x->hidden of rows [row, row + rows). The lanes past them in the last
@@ -168,19 +170,19 @@ static void attn_set_rows(const attn *g, const attn_piece *p, int64_t row, int64
 
 /* Prefetches row r of q, o or do, or rather the row that is read AHEAD rows later: rows lie apart,
  * and the hardware would not prefetch them. */
-INLINE void attn_prefetch(const attn *g, const attn_scratch *x, const float *from, int64_t r,
+INLINE void attn_prefetch(const attn *g, const attn_scratch *x, pl_act from, int64_t r,
                           int64_t rows) {
     enum { AHEAD = 4 };
-    const float *later = from + x->at[at_most(r + AHEAD, rows - 1)] * g->d;
-    for (int64_t i = 0; i < g->d; i += 16) __builtin_prefetch(later + i);
+    const pl_act later = act_at(from, x->at[at_most(r + AHEAD, rows - 1)] * g->d);
+    for (int64_t i = 0; i < g->d; i += 16) __builtin_prefetch(act_at(later, i).data);
 }
 
 /* Packs factor times the rows of q or do. */
-static void attn_pack_rows(const attn *g, const attn_scratch *x, const float *from, int64_t rows,
+static void attn_pack_rows(const attn *g, const attn_scratch *x, pl_act from, int64_t rows,
                            float factor, float *to) {
     for (int64_t r = 0; r < rows; r++) {
         attn_prefetch(g, x, from, r, rows);
-        attn_pad_row(to + r * g->pitch, from + x->at[r] * g->d, g->d, g->width, factor);
+        attn_pad_row(to + r * g->pitch, act_at(from, x->at[r] * g->d), g->d, g->width, factor);
     }
 }
 
@@ -198,9 +200,9 @@ static void attn_transpose_packed(const attn *g, const float *from, int64_t rows
     }
 }
 
-/* Row `key` of a piece's keys or values. */
-INLINE const float *attn_key(const attn *g, const attn_piece *p, const float *from, int64_t key) {
-    return from + ((p->key + key) * g->kv_heads + p->kv_head) * g->d;
+/* Row `key` of a piece's keys or values, which are floats. */
+INLINE const float *attn_key(const attn *g, const attn_piece *p, pl_act from, int64_t key) {
+    return (const float *)from.data + ((p->key + key) * g->kv_heads + p->kv_head) * g->d;
 }
 /* Where a row of a key-value head begins in near, dk_sums and dv_sums. */
 INLINE int64_t attn_near(const attn *g, int64_t kv_head, int64_t row) {
@@ -214,7 +216,7 @@ typedef struct {
 } attn_rows;
 
 /* Keys or values from `key` on as a right operand. */
-INLINE attn_rows attn_rows_at(const attn *g, const attn_piece *p, const float *from, int64_t key) {
+INLINE attn_rows attn_rows_at(const attn *g, const attn_piece *p, pl_act from, int64_t key) {
     if (g->near) return (attn_rows){g->near + attn_near(g, p->kv_head, p->near + key), g->pitch};
     return (attn_rows){attn_key(g, p, from, key), g->kv_heads * g->d};
 }
@@ -280,7 +282,7 @@ INLINE vf attn_masked(const attn_mask *mask, int64_t j, vf seen, vf unseen) {
 
 /* Writes o and lse of the row with index `at`, from its unnormalized sum of values. */
 static void attn_finish_row(const attn *g, int64_t at, const float *acc, float max, float sum) {
-    attn_trim_row(g->o + at * g->d, acc, g->d, sum == 0 ? 0 : 1 / sum);
+    attn_trim_row(act_at(g->o, at * g->d), acc, g->d, sum == 0 ? 0 : 1 / sum);
     g->lse[at] = sum == 0 ? -INFINITY : max + logf(sum);
 }
 

@@ -77,11 +77,11 @@ static void attn_forward_keys(const attn *g, attn_piece p, float *scratch) {
     int64_t keys = p.to - p.from, all = p.rows * g->kv_heads, at = (p.key + p.from) * stride;
     float *s = scratch, *q = s + all * ATTN_SPLIT_KEYS, *packed = q + all * width,
           *out = g->partial + p.partial;
-    const float *k = g->k + at, *v = g->v + at;
+    const float *k = (const float *)g->k.data + at, *v = (const float *)g->v.data + at;
     for (p.kv_head = 0; p.kv_head < g->kv_heads; p.kv_head++)
         for (int64_t r = 0; r < p.rows; r++)
-            attn_pad_row(q + (p.kv_head * p.rows + r) * width, g->q + attn_at(g, &p, r) * g->d,
-                         g->d, width, g->scale);
+            attn_pad_row(q + (p.kv_head * p.rows + r) * width,
+                         act_at(g->q, attn_at(g, &p, r) * g->d), g->d, width, g->scale);
     for (int64_t j = 0; j < keys; j += LANES) {
         attn_touch(k + j * stride, at_most(keys - j, LANES) * stride);
         for (int64_t i = 0; i < all; i++)
@@ -107,7 +107,8 @@ static void attn_forward_keys(const attn *g, attn_piece p, float *scratch) {
                               j ? attn_ones : NULL};
             if (width != g->d) {
                 for (int64_t l = 0; l < n; l++)
-                    attn_pad_row(packed + l * width, t.b + l * stride, g->d, width, 1);
+                    attn_pad_row(packed + l * width, act_of_floats(t.b + l * stride), g->d, width,
+                                 1);
                 t.b = packed;
                 t.ldb = width;
             }

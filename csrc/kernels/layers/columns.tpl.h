@@ -17,6 +17,7 @@ typedef struct {
     float *partial; /* [blocks, D], or NULL when no sum is wanted */
     float *out;
     int64_t blocks, block_rows, width;
+    float *buffers; /* of the workers, if fn needs them */
 } column_job;
 
 /* Adds the partial rows; they are few enough for float64. */
@@ -32,10 +33,11 @@ static void join_partials_piece(const void *context, int64_t begin, int64_t end,
 
 /* Calls fn for the blocks of rows of `call`. fn writes each block's sum to its partial row, and
  * `out` [D] becomes the sum of the partial rows. If `out` is NULL, there are no partial rows. */
-static pl_status sum_columns(const pl_call *call, int64_t rows, float *out, pl_range_fn fn) {
+static pl_status sum_columns(const pl_call *call, int64_t rows, float *out, pl_range_fn fn,
+                             float *buffers) {
     int64_t width = PL_DIM(call, 'D');
     int64_t block = out ? BLOCK_ROWS : grain_for(rows, width);
-    column_job job = {call, NULL, out, (rows + block - 1) / block, block, width};
+    column_job job = {call, NULL, out, (rows + block - 1) / block, block, width, buffers};
     if (out) {
         job.partial = pl_acquire((size_t)job.blocks * (size_t)width * sizeof *out);
         if (!job.partial) return PL_NO_MEMORY;
@@ -61,7 +63,7 @@ static void column_sum_piece(const void *context, int64_t begin, int64_t end, in
 }
 pl_status KERNEL(column_sum)(const pl_call *c) {
     const column_sum_args args = column_sum_args_of(c);
-    return sum_columns(c, PL_DIM(c, 'N'), args.y, column_sum_piece);
+    return sum_columns(c, PL_DIM(c, 'N'), args.y, column_sum_piece, NULL);
 }
 
 /* out[j] = sum over n of dy[n,j] (y[n,j] - offset[j])   dy, y [N,D], offset [D] or NULL, out [D] */
@@ -86,7 +88,7 @@ static void column_dot_piece(const void *context, int64_t begin, int64_t end, in
 }
 pl_status KERNEL(column_dot)(const pl_call *c) {
     const column_dot_args args = column_dot_args_of(c);
-    return sum_columns(c, PL_DIM(c, 'N'), args.out, column_dot_piece);
+    return sum_columns(c, PL_DIM(c, 'N'), args.out, column_dot_piece, NULL);
 }
 
 enum { COLUMN_BLOCK = 1024 };

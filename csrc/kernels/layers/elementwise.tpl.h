@@ -43,8 +43,8 @@ INLINE void gated_grad_lanes(vf *v, activation a) {
     static void name##_forward_piece(const void *context, int64_t begin, int64_t end, \
                                      int worker UNUSED) { \
         const name##_forward_args args = name##_forward_args_of(context); \
-        map(name##_lanes, 2, (const float *[]){args.gate, args.up}, 1, (float *[]){args.y}, begin, \
-            end, NULL); \
+        const pl_act in[] = {args.gate, args.up}; \
+        map_acts(name##_lanes, 2, in, 1, &args.y, begin, end, NULL); \
     } \
     pl_status KERNEL(name##_forward)(const pl_call *c) { \
         in_pieces(PL_DIM(c, 'N'), 1, name##_forward_piece, c); \
@@ -53,8 +53,8 @@ INLINE void gated_grad_lanes(vf *v, activation a) {
     static void name##_grad_piece(const void *context, int64_t begin, int64_t end, \
                                   int worker UNUSED) { \
         const name##_grad_args args = name##_grad_args_of(context); \
-        map(name##_grad_lanes, 3, (const float *[]){args.dy, args.gate, args.up}, 2, \
-            (float *[]){args.dgate, args.dup}, begin, end, NULL); \
+        const pl_act in[] = {args.dy, args.gate, args.up}, out[] = {args.dgate, args.dup}; \
+        map_acts(name##_grad_lanes, 3, in, 2, out, begin, end, NULL); \
     } \
     pl_status KERNEL(name##_grad)(const pl_call *c) { \
         in_pieces(PL_DIM(c, 'N'), 1, name##_grad_piece, c); \
@@ -80,10 +80,22 @@ INLINE void add_lanes(vf *v, int64_t index UNUSED, const void *constants UNUSED)
 static void add_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
     const pl_call *c = context;
     const add_args args = add_args_of(c);
-    map(add_lanes, 2, (const float *[]){args.a, args.b}, 1, (float *[]){args.y}, begin, end, NULL);
+    const pl_act in[] = {args.a, args.b}, y = act_of_floats(args.y);
+    map_acts(add_lanes, 2, in, 1, &y, begin, end, NULL);
 }
 pl_status KERNEL(add)(const pl_call *c) {
     in_pieces(PL_DIM(c, 'N'), 1, add_piece, c);
+    return PL_OK;
+}
+
+/* y = x, in the type of each */
+static void convert_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
+    const pl_call *c = context;
+    const convert_args args = convert_args_of(c);
+    act_copy(act_at(args.x, begin), end - begin, act_at(args.y, begin));
+}
+pl_status KERNEL(convert)(const pl_call *c) {
+    in_pieces(PL_DIM(c, 'N'), 1, convert_piece, c);
     return PL_OK;
 }
 

@@ -3,14 +3,15 @@
 #define PYLOSS_ROPE_TPL_H
 #include "../kernel.h"
 #include "../pieces.h"
+#include "../simd/act.h"
 #include "../simd/vec.h"
 
-INLINE void rope_step(const float *x, const float *cosine, const float *sine, float sign,
-                      int64_t half, float *y, int64_t n) {
-    vf a = vf_load_part(x, n, 0.0f), b = vf_load_part(x + half, n, 0.0f);
-    vf c = vf_load_part(cosine, n, 0.0f), s = sign * vf_load_part(sine, n, 0.0f);
-    vf_store_part(y, a * c - b * s, n);
-    vf_store_part(y + half, b * c + a * s, n);
+INLINE void rope_step(pl_act x, const float *cosine, const float *sine, float sign, int64_t half,
+                      pl_act y, int64_t at, int64_t n) {
+    vf a = act_load(x, at, n), b = act_load(x, at + half, n);
+    vf c = vf_load_part(cosine + at, n, 0.0f), s = sign * vf_load_part(sine + at, n, 0.0f);
+    act_store(y, at, a * c - b * s, n);
+    act_store(y, at + half, b * c + a * s, n);
 }
 
 /* Rotates each pair (x[j], x[R + j]) by the angle of its position; the rest of a head, from 2 R on,
@@ -26,14 +27,14 @@ static void rope_piece(const void *context, int64_t begin, int64_t end, int work
         const float *cosine = args.cos + positions[i] * half;
         const float *sine = args.sin + positions[i] * half;
         for (int64_t h = 0; h < heads; h++) {
-            const float *x = args.x + (i * heads + h) * d;
-            float *y = args.y + (i * heads + h) * d;
+            const pl_act x = act_at(args.x, (i * heads + h) * d),
+                         y = act_at(args.y, (i * heads + h) * d);
             int64_t j = 0;
             for (; j + LANES <= half; j += LANES)
-                rope_step(x + j, cosine + j, sine + j, sign, half, y + j, LANES);
-            if (j < half) rope_step(x + j, cosine + j, sine + j, sign, half, y + j, half - j);
-            if (y != x && 2 * half < d)
-                memcpy(y + 2 * half, x + 2 * half, (size_t)(d - 2 * half) * sizeof *y);
+                rope_step(x, cosine, sine, sign, half, y, j, LANES);
+            if (j < half) rope_step(x, cosine, sine, sign, half, y, j, half - j);
+            if (y.data != x.data && 2 * half < d)
+                act_copy(act_at(x, 2 * half), d - 2 * half, act_at(y, 2 * half));
         }
     }
 }

@@ -18,6 +18,7 @@
 #define PYLOSS_AMX_TPL_H
 #include "../pieces.h"
 #include "../simd/vec.h"
+#include "pairs.h"
 #include "product.h"
 
 enum {
@@ -46,6 +47,7 @@ typedef struct {
     float *c;
     int64_t ldc, rows;
     int cols, add; /* add to C; then there is no bias */
+    int narrow;    /* C is bfloat16, and not added to */
 } amx_args;
 
 /* The unit's operations in plain C, under the names of the compiler's functions. */
@@ -159,12 +161,27 @@ INLINE void amx_block(const amx_args *t, const float *a0, float *c, int64_t ldc,
     UNIT_BARRIER();
 }
 
+/* Rounds a block of C. */
+INLINE void amx_store_narrow(const float *block, int64_t rows, int cols, uint16_t *c, int64_t ldc,
+                             const int native) {
+    const int form = native ? AMX : AMX_EMULATED;
+    for (int64_t i = 0; i < rows; i++, block += AMX_BLOCK, c += ldc) {
+        uint16_t row[AMX_BLOCK];
+        for (int j = 0; j < AMX_BLOCK; j += 2 * LANES) {
+            const vi words = pairs_of_two(vf_load(block + j), vf_load(block + j + LANES), form);
+            memcpy(row + j, &words, sizeof words);
+        }
+        if (cols == AMX_BLOCK) memcpy(c, row, sizeof row);
+        else memcpy(c, row, (size_t)cols * sizeof *c);
+    }
+}
+
 INLINE void amx_strip_by(const amx_args *t, const int native) {
     for (int64_t row = 0; row < t->rows; row += AMX_BLOCK) {
         const float *a = t->a + row / AMX_SIDE * t->a_stride;
-        float *c = t->c + row * t->ldc;
+        float *c = t->c + (t->narrow ? 0 : row * t->ldc);
         const int64_t rows = at_most(t->rows - row, AMX_BLOCK);
-        if (rows == AMX_BLOCK && t->cols == AMX_BLOCK) {
+        if (rows == AMX_BLOCK && t->cols == AMX_BLOCK && !t->narrow) {
             amx_block(t, a, c, t->ldc, native);
             continue;
         }
@@ -173,6 +190,10 @@ INLINE void amx_strip_by(const amx_args *t, const int native) {
         for (int64_t i = 0; i < rows && t->add; i++)
             memcpy(edge + i * AMX_BLOCK, c + i * t->ldc, bytes);
         amx_block(t, a, edge, AMX_BLOCK, native);
+        if (t->narrow) {
+            amx_store_narrow(edge, rows, t->cols, (uint16_t *)t->c + row * t->ldc, t->ldc, native);
+            continue;
+        }
         for (int64_t i = 0; i < rows; i++) memcpy(c + i * t->ldc, edge + i * AMX_BLOCK, bytes);
     }
 }

@@ -151,7 +151,7 @@ static void amx_pack_low(const block *s, int64_t row, int rows, float *scratch) 
         memcpy(to + rank, low, (size_t)rank * sizeof *to);
         amx_second_part(low, rank, 1, to + 2 * rank);
     }
-    a_packers[g->form](&(lhs){scratch, width, 0, 1}, 0, rows, 0, width, row, s->pairs_stride,
+    a_packers[g->form](&(lhs){scratch, width, 0, 1, 0}, 0, rows, 0, width, row, s->pairs_stride,
                        s->pairs + AMX_SIDE * words_of(g->form, s->depth));
 }
 
@@ -199,6 +199,12 @@ static int64_t amx_rows(const block *s) {
     return at_most(at_least(fit, AMX_BLOCK), round_up(s->rows, AMX_BLOCK));
 }
 
+/* Element (i, j) of C. */
+INLINE float *c_at(const gemm *g, int64_t i, int64_t j) {
+    const int64_t at = i * g->n + j;
+    return g->narrow ? (float *)(void *)((uint16_t *)(void *)g->c + at) : g->c + at;
+}
+
 static void multiply_amx_piece(const block *s, int64_t piece, float *packed_b) {
     const gemm *g = s->g;
     const int64_t words = s->pairs_stride, together = amx_rows(s);
@@ -221,8 +227,9 @@ static void multiply_amx_piece(const block *s, int64_t piece, float *packed_b) {
                                   .b = packed_b + j * words,
                                   .b_stride = AMX_SIDE * words,
                                   .bias = with_bias ? bias + j : NULL,
-                                  .c = g->c + (s->row0 + row) * g->n + j0 + j,
+                                  .c = c_at(g, s->row0 + row, j0 + j),
                                   .ldc = g->n,
+                                  .narrow = g->narrow,
                                   .rows = at_most(last - row, together),
                                   .cols = (int)at_most(n - j, AMX_BLOCK),
                                   .add = add},

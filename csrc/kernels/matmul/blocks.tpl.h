@@ -48,6 +48,11 @@ typedef struct {
 static int64_t depth_of(const gemm *g) { return is_amx(g->form) ? AMX_KS : KS; }
 static int64_t block_depth(const gemm *g) { return at_most(g->k, depth_of(g)); }
 
+/* Whether C may be rounded as it is stored, all of its depth being summed at once. */
+static int narrow_fits(const gemm *g) {
+    return is_amx(g->form) && g->k <= AMX_KS && !g->accumulate;
+}
+
 static int panel_width(int64_t columns) { return columns <= LANES ? LANES : NR; }
 /* Panel width of D: full panels of A have a narrower tile for small ranks. */
 static int low_width(int64_t rank, int mr) {

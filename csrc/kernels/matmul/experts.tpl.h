@@ -39,7 +39,8 @@ static gemm expert_layer(const expert_rows *r, const float *x, const pl_weight *
                          const float *factor, float *out) {
     const pl_weight *w = stack + r->expert;
     int64_t k = backward ? w->rows : w->cols, n = backward ? w->cols : w->rows;
-    gemm g = dense_product(x + r->begin * k, r->rows, w, backward, out + r->begin * n);
+    gemm g = dense_product(act_of_floats(x + r->begin * k), r->rows, w, backward,
+                           act_of_floats(out + r->begin * n));
     if (factor) g.b_row_factor = factor + r->expert * w->rows;
     return g;
 }

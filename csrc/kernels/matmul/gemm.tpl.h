@@ -77,7 +77,7 @@ static void pack_down(const void *context, int64_t begin, int64_t end, int worke
 /* Packs L times its factor, for the rows of a panel. */
 static void pack_low(const block *s, int64_t row, int rows, float *dst) {
     const gemm *g = s->g;
-    lhs low = {g->low_given ? g->low_given : g->low, g->rank, 0, g->up_scale};
+    lhs low = {g->low_given ? g->low_given : g->low, g->rank, 0, g->up_scale, 0};
     pack_a(&low, s->row0 + row, rows, s->mr, 0, g->rank, dst);
 }
 

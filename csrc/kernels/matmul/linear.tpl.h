@@ -2,6 +2,8 @@
 #ifndef PYLOSS_LINEAR_TPL_H
 #define PYLOSS_LINEAR_TPL_H
 #include "../kernel.h"
+#include "../simd/act.h"
+#include "../widening.h"
 #include "gemm.tpl.h"
 
 /* The form of a forward product in int8, or FLOATS. Where tiles of bfloat16 multiply many rows,
@@ -29,18 +31,33 @@ static int layer_form(int64_t rows, int backward, int format) {
     }
 }
 
-/* x W^T, or x W when backward, for `rows` rows of x. */
-INLINE gemm dense_product(const float *x, int64_t rows, const pl_weight *w, int backward,
-                          float *out) {
+/* x W^T, or x W when backward, for `rows` rows of x. run_dense runs it. */
+INLINE gemm dense_product(pl_act x, int64_t rows, const pl_weight *w, int backward, pl_act out) {
     int64_t k = backward ? w->rows : w->cols;
     return (gemm){.m = rows,
                   .n = backward ? w->cols : w->rows,
                   .k = k,
-                  .a = {x, k, 0, 1},
+                  .a = {x.data, k, 0, 1, x.narrow},
                   .b = *w,
                   .b_transposed = !backward,
                   .form = layer_form(rows, backward, w->format),
-                  .c = out};
+                  .c = out.data,
+                  .narrow = out.narrow};
+}
+
+/* Runs a product whose A and C may be bfloat16. Tiles read and write these in place; for other
+ * forms they are floats meanwhile. */
+static pl_status run_dense(const gemm *given) {
+    gemm g = *given;
+    pl_act x = {(void *)(uintptr_t)g.a.data, g.a.narrow && !is_amx(g.form)},
+           y = {g.c, g.narrow && !narrow_fits(&g)};
+    widening floats[] = {{.act = &x, .n = g.m * g.k, .reads = 1},
+                         {.act = &y, .n = g.m * g.n, .reads = g.accumulate, .writes = 1}};
+    pl_status status = widen(floats, 2);
+    if (floats[0].given.narrow) g.a.data = x.data, g.a.narrow = 0;
+    if (floats[1].given.narrow) g.c = y.data, g.narrow = 0;
+    if (status == PL_OK) status = gemm_run(&g);
+    return narrow_again(floats, 2, status);
 }
 
 /* y [n, o] = x [n, i] (factor W)^T + bias + scale xa b. */
@@ -55,7 +72,7 @@ pl_status KERNEL(linear_forward)(const pl_call *call) {
         g.up = float_matrix(args.b, g.rank, g.n);
         g.up_scale = (float)args.scale;
     }
-    return gemm_run(&g);
+    return run_dense(&g);
 }
 
 /* xa [n, r] = x a; y [n, o] = x (factor W)^T + bias + scale xa b. */
@@ -70,7 +87,7 @@ pl_status KERNEL(lora_forward)(const pl_call *call) {
     g.down_scale = 1;
     g.up = float_matrix(args.b, g.rank, g.n);
     g.up_scale = (float)args.scale;
-    return gemm_run(&g);
+    return run_dense(&g);
 }
 
 /* dx [n, i] (+)= dy [n, o] (factor W) + dxa a^T. */
@@ -86,7 +103,7 @@ pl_status KERNEL(linear_input_grad)(const pl_call *call) {
         g.up_transposed = 1;
         g.up_scale = 1;
     }
-    return gemm_run(&g);
+    return run_dense(&g);
 }
 
 /* dxa [n, r] = scale dy b^T; dx [n, i] (+)= dy (factor W) + dxa a^T. */
@@ -103,18 +120,18 @@ pl_status KERNEL(lora_input_grad)(const pl_call *call) {
     g.up = float_matrix(args.a, g.n, g.rank);
     g.up_transposed = 1;
     g.up_scale = 1;
-    return gemm_run(&g);
+    return run_dense(&g);
 }
 
 /* c (+)= alpha a b, with a as [m, k] or [k, m] and b as [k, n] or [n, k]. */
-INLINE pl_status plain_product(const pl_call *call, double alpha, const float *a, int a_transposed,
-                               const float *b, int b_transposed, int64_t accumulate, float *c) {
+INLINE pl_status plain_product(const pl_call *call, double alpha, pl_act a, int a_transposed,
+                               pl_act b, int b_transposed, int64_t accumulate, float *c) {
     int64_t m = PL_DIM(call, 'M'), n = PL_DIM(call, 'N'), k = PL_DIM(call, 'K');
     gemm g = {.m = m,
               .n = n,
               .k = k,
-              .a = {a, a_transposed ? m : k, a_transposed, (float)alpha},
-              .b = float_matrix(b, b_transposed ? n : k, b_transposed ? k : n),
+              .a = {a.data, a_transposed ? m : k, a_transposed, (float)alpha, a.narrow},
+              .b = act_matrix(b, b_transposed ? n : k, b_transposed ? k : n),
               .b_transposed = b_transposed,
               .accumulate = accumulate != 0,
               .c = c};
@@ -122,11 +139,13 @@ INLINE pl_status plain_product(const pl_call *call, double alpha, const float *a
 }
 pl_status KERNEL(matmul_nn)(const pl_call *call) {
     const matmul_nn_args args = matmul_nn_args_of(call);
-    return plain_product(call, args.alpha, args.a, 0, args.b, 0, args.accumulate, args.c);
+    return plain_product(call, args.alpha, act_of_floats(args.a), 0, act_of_floats(args.b), 0,
+                         args.accumulate, args.c);
 }
 pl_status KERNEL(matmul_nt)(const pl_call *call) {
     const matmul_nt_args args = matmul_nt_args_of(call);
-    return plain_product(call, args.alpha, args.a, 0, args.b, 1, args.accumulate, args.c);
+    return plain_product(call, args.alpha, act_of_floats(args.a), 0, act_of_floats(args.b), 1,
+                         args.accumulate, args.c);
 }
 pl_status KERNEL(matmul_tn)(const pl_call *call) {
     const matmul_tn_args args = matmul_tn_args_of(call);

@@ -17,13 +17,11 @@ static void pack_a(const lhs *m, int64_t row, int rows, int mr, int64_t k0, int6
     vf factor = vf_set1(m->factor);
     if (m->transposed) {
         for (int64_t k = 0; k < kc; k++, dst += mr) {
-            const float *a = m->data + (k0 + k) * m->stride + row;
+            const pl_act all = {(void *)(uintptr_t)m->data, m->narrow},
+                         a = act_at(all, (k0 + k) * m->stride + row);
             for (int i = 0; i < mr; i += LANES) {
                 int n = rows - i < LANES ? rows - i : LANES;
-                vf_store(dst + i, (n <= 0       ? vf_set1(0)
-                                   : n == LANES ? vf_load(a + i)
-                                                : vf_load_part(a + i, n, 0)) *
-                                      factor);
+                vf_store(dst + i, (n <= 0 ? vf_set1(0) : act_load(a, i, n)) * factor);
             }
         }
         return;
@@ -61,12 +59,13 @@ INLINE void pack_a_as(const int form, const lhs *m, int64_t row, int rows, int64
                       int64_t at, int64_t stride, float *dst) {
     const int64_t words = words_of(form, kc);
     for (int i = 0; i < (is_amx(form) ? rows : MR); i++) {
-        const float *a = m->data + (row + i) * m->stride + k0;
+        const pl_act all = {(void *)(uintptr_t)m->data, m->narrow},
+                     a = act_at(all, (row + i) * m->stride + k0);
         float *to = is_amx(form) ? amx_row(dst, at + i, stride) : dst + (at + i) * stride;
         if (i < rows)
             for (int64_t k = 0; k < words; k += LANES)
                 vf_store(to + (is_amx(form) ? amx_word(k) : k),
-                         (vf)pairs_at(a + 2 * k, kc - 2 * k, form));
+                         (vf)act_pairs_at(a, 2 * k, kc, form));
         else memset(to, 0, (size_t)words * sizeof *to);
     }
 }

@@ -1,6 +1,7 @@
 /* Floats rounded to pairs of bfloat16 (narrow.h) in each form of a product. */
 #ifndef PYLOSS_PAIRS_H
 #define PYLOSS_PAIRS_H
+#include "../simd/act.h"
 #include "../simd/narrow.h"
 #include "product.h"
 
@@ -32,6 +33,16 @@ INLINE vi pairs_at(const float *row, int64_t n, const int form) {
         row = n <= 0 ? part : memcpy(part, row, (size_t)n * sizeof *row);
     }
     return pairs_of_two(vf_load(row), vf_load(row + LANES), form);
+}
+
+/* For tiles: LANES words of pairs of a row of n elements, from element `at` on. */
+INLINE vi act_pairs_at(pl_act row, int64_t at, int64_t n, const int form) {
+    if (!row.narrow) return pairs_at((const float *)row.data + at, n - at, form);
+    vi words = vi_set1(0);
+    const uint16_t *from = (const uint16_t *)row.data + at;
+    if (n - at >= 2 * LANES) memcpy(&words, from, sizeof words);
+    else if (n > at) memcpy(&words, from, 2 * (size_t)(n - at));
+    return words;
 }
 
 #endif

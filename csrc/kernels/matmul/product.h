@@ -20,10 +20,11 @@ INLINE int is_int8(int form) { return form == INT8 || form == INT8_DOTS; }
 /* The left operand A [m, k], times a factor: rows of `stride` elements, or columns if
  * transposed. */
 typedef struct {
-    const float *data;
+    const float *data; /* or of bfloat16, with `narrow` */
     int64_t stride;
     int transposed;
     float factor;
+    int narrow; /* only transposed, or in forms of tiles */
 } lhs;
 
 /* C[m, n] (+)= bias + A B + up_scale L U, with L = down_scale A D or given. D (down) and U (up) are
@@ -36,8 +37,9 @@ typedef struct {
     const float *b_row_factor; /* one for each stored row of B, or NULL */
     const float *bias;         /* [n] or NULL; not with accumulate */
     int accumulate;
-    int form; /* of packed A and B; FLOATS if A is transposed or has a factor */
-    float *c; /* [m, n] */
+    int form;   /* of packed A and B; FLOATS if A is transposed or has a factor */
+    float *c;   /* [m, n] */
+    int narrow; /* C is bfloat16; for tiles of one block of depth (narrow_fits), not accumulated */
     /* The low-rank branch; absent when rank is 0. */
     int64_t rank;
     const float *low_given; /* [m, rank], or NULL when L is computed */
@@ -47,12 +49,18 @@ typedef struct {
     float down_scale, up_scale;
 } gemm;
 
+/* A matrix of floats; `act_matrix` may be bfloat16. */
 INLINE pl_weight float_matrix(const float *data, int64_t rows, int64_t cols) {
     return (pl_weight){.data = (const uint8_t *)data,
                        .rows = rows,
                        .cols = cols,
                        .row_bytes = 4 * cols,
                        .format = PL_W_F32};
+}
+INLINE pl_weight act_matrix(pl_act data, int64_t rows, int64_t cols) {
+    pl_weight w = float_matrix(data.data, rows, cols);
+    if (data.narrow) w.format = PL_W_BF16, w.row_bytes = 2 * cols;
+    return w;
 }
 
 #endif

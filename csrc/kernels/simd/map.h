@@ -2,6 +2,7 @@
 #ifndef PYLOSS_MAP_H
 #define PYLOSS_MAP_H
 
+#include "act.h"
 #include "vec.h"
 
 enum { MAX_LANES_ARGS = 4 };
@@ -28,6 +29,18 @@ INLINE void map(lanes_fn f, int inputs, const float *const *in, int outputs, flo
     int64_t i = begin;
     for (; i + LANES <= end; i += LANES) map_step(f, inputs, in, outputs, out, i, LANES, constants);
     if (i < end) map_step(f, inputs, in, outputs, out, i, end - i, constants);
+}
+
+/* The same for `act` arguments. */
+INLINE void map_acts(lanes_fn f, int inputs, const pl_act *in, int outputs, const pl_act *out,
+                     int64_t begin, int64_t end, const void *constants) {
+    for (int64_t i = begin; i < end; i += LANES) {
+        const int64_t n = end - i < LANES ? end - i : LANES;
+        vf v[MAX_LANES_ARGS];
+        for (int j = 0; j < inputs; j++) v[j] = act_load(in[j], i, n);
+        f(v, i, constants);
+        for (int j = 0; j < outputs; j++) act_store(out[j], i, v[j], n);
+    }
 }
 
 #endif

@@ -84,6 +84,11 @@ int pl_cl_launch_axpy(const pl_cl_operation *o) {
     const axpy_places at = axpy_places_of(o);
     return scaled_map(o, "axpy", axpy_args_of(o->call).alpha, at.x, at.y);
 }
+/* Arrays in device memory are float32. */
+int pl_cl_launch_convert(const pl_cl_operation *o) {
+    const convert_places at = convert_places_of(o);
+    return scaled_map(o, "scale", 1, at.x, at.y);
+}
 int pl_cl_launch_scale(const pl_cl_operation *o) {
     const scale_places at = scale_places_of(o);
     return scaled_map(o, "scale", scale_args_of(o->call).alpha, at.x, at.y);

@@ -38,7 +38,9 @@ def bench(flags: Flags) -> int:
     measuring.add_adapters(model, config, dora, flags["grad_checkpoint"])
     options = ", checkpointing" if flags["grad_checkpoint"] else ""
     name = flags["matmul_precision"]
-    options += f", products in {name}" if name != "float32" else ""
+    options += "" if name == "float32" else f", products in {name}"
+    if name == "mixed":
+        options = options.replace(name, "bfloat16, activations kept in bfloat16")
     out(f"model: {title} ({stored})")
     out(
         f"with {'DoRA' if dora else 'LoRA'} of rank {flags['rank']}, {batch} x {tokens} "

@@ -57,9 +57,11 @@ def bench_parser(commands: Any) -> None:
     )
     add(
         "--matmul-precision",
+        "--precision",
         default="float32",
         choices=PRECISIONS,
-        help="precision of the layers' products (default: float32)",
+        help="precision of the layers' products; mixed: activations in bfloat16, too (default: "
+        "float32)",
     )
     add(
         "--train-tokens",

@@ -33,8 +33,8 @@ class TrainingArgs:
         grad_checkpoint: recompute activations in the backward pass: less memory, more time.
         grad_accumulation_steps: batches whose gradients are accumulated for one update.
         clear_cache_threshold: accepted for compatibility with mlx-lm; pyloss has no such cache.
-        matmul_precision: precision of the layers' matrix products during the run, "float32" or
-            "bfloat16" (see `pyloss.set_matmul_precision`); None: unchanged.
+        matmul_precision: precision of the layers' matrix products during the run, "float32",
+            "bfloat16" or "mixed" (see `pyloss.set_matmul_precision`); None: unchanged.
         max_grad_norm: gradients are scaled down to at most this norm; None: no clipping.
         loraplus_lr_ratio: learning rate of `lora_b` as a multiple of the other parameters' (LoRA+,
             arXiv:2402.12354).

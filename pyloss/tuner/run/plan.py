@@ -8,11 +8,18 @@ from typing import Any, NamedTuple
 from pyloss.errors import counted, size_text
 from pyloss.losses.head import rows_at_once
 from pyloss.models.layers import HALF_CHECKPOINT_TOKENS
-from pyloss.nn import count_parameters
-from pyloss.runtime.precision import bfloat16_form, get_matmul_precision, int8_form
+from pyloss.nn import Module, count_parameters, recorded_module
+from pyloss.runtime.precision import (
+    bfloat16_form,
+    get_matmul_precision,
+    int8_form,
+    keeps_bfloat16,
+)
 from pyloss.tuner.losses import PARTS_TOGETHER, head_bytes, parts_of_rows
 
 _NO_BIAS = "{bias_correction: false}"
+#: why layers keep float32 under "mixed"
+NOT_HALF = "layers with dropout, DoRA, experts or parts of one's own are not recorded"
 
 #: bytes of the interpreter, the libraries and the allocator's slack
 BASE_BYTES = 80_000_000
@@ -131,7 +138,8 @@ def estimate_memory(
       up). Norms of q and k add `4 N (Q + K)`; norms after attention and MLP add `8 N H`. With
       checkpointing each layer keeps only `4 N H`, and one layer is kept in full. While N is at most
       `layers.HALF_CHECKPOINT_TOKENS`, each keeps `4 N (2H + Q)`, plus `8 N K` if queries share
-      keys (`ops.attention`);
+      keys (`ops.attention`). Where layers keep bfloat16 (`keeps_half`), all but `4 N (2H)` is half
+      as much, in the working memory, too;
     - outputs that DoRA's magnitude gradients read: `4 N H` for each trained magnitude of an o_proj
       or down_proj, whose output nothing else keeps; with checkpointing only those of one layer;
     - the working memory of one layer, forward and backward: `4 N (4I + 3H + 10K)`, and 16 MB of
@@ -164,13 +172,11 @@ def estimate_memory(
     batch = BatchShape.of(batch_size, max_len)
     beside = loss.beside(model, batch) if hasattr(loss, "beside") else Beside()
     tokens = batch.tokens
-    layer = 4 * tokens * (2 * hidden + 2 * queries + 2 * key_values + 2 * inner)
+    width = 4 if grad_checkpoint or not keeps_half(model) else 2
+    within = 2 * queries + 2 * key_values + 2 * inner
     if family is not None:
-        layer += (
-            4
-            * tokens
-            * (bool(family.qk_norm) * (queries + key_values) + family.post_norms * 2 * hidden)
-        )
+        within += bool(family.qk_norm) * (queries + key_values) + family.post_norms * 2 * hidden
+    layer = tokens * (4 * 2 * hidden + width * within)
     remembered = hidden + queries + (2 * key_values if 2 * key_values <= queries else 0)
     inputs = 4 * tokens * (hidden + (remembered if tokens <= HALF_CHECKPOINT_TOKENS else 0))
     kept = layers * inputs + layer if grad_checkpoint else layers * layer
@@ -178,9 +184,9 @@ def estimate_memory(
         name.endswith(("o_proj.m", "down_proj.m")) for name in model.trainable_parameters()
     )
     kept += 4 * tokens * hidden * (outputs / max(layers, 1) if grad_checkpoint else outputs)
-    work = 4 * tokens * (4 * inner + 3 * hidden * (1 + visits) + 10 * key_values)
+    work = tokens * (width * (4 * inner + 10 * key_values) + 4 * 3 * hidden * (1 + visits))
     if getattr(family, "fused", False):
-        work += 4 * tokens * max(2 * inner, queries + 2 * key_values)
+        work += width * tokens * max(2 * inner, queries + 2 * key_values)
     columns = vocabulary + beside.columns
     head = (
         4 * columns * min(rows_at_once(4 * max(columns, 1), head_bytes(grad_checkpoint)), tokens)
@@ -188,6 +194,17 @@ def estimate_memory(
     )
     passes = max(kept + work + head, beside.first)
     return int(total + PACKED_BYTES + passes + beside.stored + beside.kept)
+
+
+def keeps_half(model: Any) -> bool:
+    """Whether the layers keep activations in bfloat16: as "mixed" says, and all can be recorded."""
+    if not (keeps_bfloat16() and isinstance(model, Module)):
+        return False
+    dropout = any(getattr(module, "dropout", 0) for _, module in model.named_modules())
+    dora = any(name.endswith(".m") for name in model.trainable_parameters())
+    return not (dropout or dora) and all(
+        recorded_module(layer) is not None for layer in getattr(model, "layers", ())
+    )
 
 
 def _trained_layers(model: Any) -> int:
@@ -259,7 +276,11 @@ def describe_plan(
     products = get_matmul_precision()
     if products != "float32":
         form = int8_form() if products == "int8" else bfloat16_form()
-        lines.append(f"plan: layers multiply in {products} ({form.name}): {form.reason}")
+        named = "bfloat16" if products == "mixed" else products
+        lines.append(f"plan: layers multiply in {named} ({form.name}): {form.reason}")
+        if keeps_bfloat16() and not args.grad_checkpoint:
+            kept = "bfloat16" if keeps_half(model) else f"float32, at least in part: {NOT_HALF}"
+            lines.append(f"plan: layers keep activations in {kept}")
     report = getattr(batches, "report", None)
     if report is not None:
         epochs = args.iters / batches.batches_per_epoch

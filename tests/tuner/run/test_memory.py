@@ -10,7 +10,9 @@ import tiny
 
 from pyloss import _core, nn
 from pyloss.optim import AdamW
+from pyloss.runtime.precision import matmul_precision
 from pyloss.tuner import default_loss, linear_to_lora_layers
+from pyloss.tuner.run.plan import estimate_memory, keeps_half
 
 
 def resident() -> int:
@@ -44,3 +46,20 @@ def test_many_steps_take_no_more_memory_than_some(tmp_path, checkpoint):
         gc.enable()
     assert again == held
     assert after - before < 1_000_000  # 1,000 bytes per step
+
+
+@pytest.mark.parametrize("options", [{}, {"dropout": 0.1}, {"use_dora": True}])
+def test_the_plan_knows_what_is_kept_in_bfloat16(tmp_path, options):
+    def adapted():
+        model = tiny.load_tiny(tmp_path / "model")
+        config = {"rank": 2, "scale": 2.0, "dropout": options.get("dropout", 0.0)}
+        linear_to_lora_layers(model, -1, config, options.get("use_dora", False))
+        return model.train()
+
+    with matmul_precision("bfloat16"):
+        whole = estimate_memory(adapted(), 4, 128)
+        assert not keeps_half(adapted())
+    with matmul_precision("mixed"):
+        found, half = estimate_memory(adapted(), 4, 128), keeps_half(adapted())
+    assert half == (not options)
+    assert found < whole if half else found == whole
