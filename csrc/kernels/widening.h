@@ -1,7 +1,8 @@
 /* Floats in place of bfloat16, for the forms of a kernel that take only these. */
 #ifndef PYLOSS_WIDENING_H
 #define PYLOSS_WIDENING_H
-#include "kernel.h"
+#include "pieces.h"
+#include "simd/act.h"
 
 /* An argument of n elements, while it is replaced by floats. */
 typedef struct {
@@ -11,18 +12,21 @@ typedef struct {
     pl_act given;
 } widening;
 
+typedef struct {
+    pl_act from, to;
+} conversion;
+static void convert_part(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
+    const conversion *c = context;
+    act_copy(act_at(c->from, begin), end - begin, act_at(c->to, begin));
+}
 /* to[0, n) = from[0, n), in the type of each. */
-static inline void convert_all(pl_act from, int64_t n, pl_act to) {
-    pl_call call = {.count = 2};
-    PL_DIM(&call, 'N') = n;
-    call.arg[0].act = from;
-    call.arg[1].act = to;
-    KERNEL(convert)(&call);
+UNUSED static void convert_all(pl_act from, int64_t n, pl_act to) {
+    in_pieces(n, 1, convert_part, &(conversion){from, to});
 }
 
 /* Rounds what was written into the given memory, unless `status` says that nothing was, and frees
  * the floats. Returns `status`. */
-static inline pl_status narrow_again(widening *w, int count, pl_status status) {
+UNUSED static pl_status narrow_again(widening *w, int count, pl_status status) {
     for (; count--; w++) {
         if (!w->given.narrow) continue;
         if (w->writes && status == PL_OK) convert_all(*w->act, w->n, w->given);
@@ -34,7 +38,7 @@ static inline pl_status narrow_again(widening *w, int count, pl_status status) {
 
 /* Replaces those arguments that are bfloat16 by floats; narrow_again undoes it, also after an
  * error. */
-static inline pl_status widen(widening *w, int count) {
+UNUSED static pl_status widen(widening *w, int count) {
     for (; count--; w++) {
         if (!w->act->narrow) continue;
         const pl_act floats = {pl_acquire((size_t)w->n * sizeof(float)), 0};

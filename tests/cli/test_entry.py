@@ -43,7 +43,7 @@ from pyloss.cli import commands, main
         ),
         (
             [*TRAIN, "--matmul-precision", "bf16"],
-            ["matmul_precision is 'bf16'; allowed: float32, bfloat16, int8"],
+            ["matmul_precision is 'bf16'; allowed: float32, bfloat16, mixed, int8"],
         ),
         ([*TRAIN, "--optimizer", "rmsprop"], ["rmsprop", "allowed: adam, adamw, adam_atan2"]),
         ([*TRAIN, "--model", "missing"], ["no such model: missing"]),

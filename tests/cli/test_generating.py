@@ -60,6 +60,6 @@ def test_products_are_in_the_precision_of_the_flag(world, monkeypatch, capsys):
     assert seen == ["int8", "float32"] and pyloss.get_matmul_precision() == "float32"
     capsys.readouterr()
     assert main(["generate", "--matmul-precision", "int4"]) == 2
-    assert "matmul precision is 'int4'; it must be one of float32, bfloat16, int8" in (
+    assert "matmul precision is 'int4'; it must be one of float32, bfloat16, mixed, int8" in (
         capsys.readouterr().err
     )

@@ -47,7 +47,7 @@ def test_the_setting_is_said_and_taken_back():
 def test_another_precision_is_refused(wrong):
     with pytest.raises(
         ValueError,
-        match=f"matmul precision is {wrong!r}; it must be one of float32, bfloat16, int8",
+        match=f"matmul precision is {wrong!r}; it must be one of float32, bfloat16, mixed, int8",
     ):
         pyloss.set_matmul_precision(wrong)
     assert pyloss.get_matmul_precision() == "float32"

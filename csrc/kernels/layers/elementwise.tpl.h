@@ -5,6 +5,7 @@
 #include "../kernel.h"
 #include "../pieces.h"
 #include "../simd/map.h"
+#include "../widening.h"
 
 INLINE vf sigmoid(vf x) { return 1.0f / (1.0f + vf_exp(-x)); }
 
@@ -89,13 +90,9 @@ pl_status KERNEL(add)(const pl_call *c) {
 }
 
 /* y = x, in the type of each */
-static void convert_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
-    const pl_call *c = context;
-    const convert_args args = convert_args_of(c);
-    act_copy(act_at(args.x, begin), end - begin, act_at(args.y, begin));
-}
 pl_status KERNEL(convert)(const pl_call *c) {
-    in_pieces(PL_DIM(c, 'N'), 1, convert_piece, c);
+    const convert_args args = convert_args_of(c);
+    convert_all(args.x, PL_DIM(c, 'N'), args.y);
     return PL_OK;
 }
 
