@@ -13,6 +13,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import fmean
 from typing import NamedTuple
 
 from bases import MODEL, float_folder, nf4_folder, q4_file, q8_file
@@ -322,21 +323,21 @@ class Tables:
         return table(heads, rows)
 
     def precision(self) -> list[str]:
-        """The effect of products in bfloat16 and in int8 on the loss and on gradients."""
-        found = run_json("precision_pyloss.py", MODEL, "10" if self.quick else "100")
-        parts, steps = len(found["float32"]["train"]), found["steps"]
+        """The effect of each precision on the loss and on gradients."""
+        quick = self.quick
+        found = run_json("precision_pyloss.py", MODEL, *(("10", "1") if quick else ("100", "3")))
+        parts, steps = len(found["train"]["float32"][0]), found["steps"]
         heads = [f"training loss, steps to {steps * (i + 1) // parts}" for i in range(parts)]
-        heads += ["validation loss before", "and after"]
-        rows = [
-            (name, *(f"{v:.4f}" for v in found[name]["train"] + found[name]["valid"]))
-            for name in PRECISIONS
-        ]
-        lines = [
-            *((f"{name} against float32", f"{e:.1%}") for name, e in found["error"].items()),
-            ("a batch against the next", f"{found['between_batches']:.0%}"),
-        ]
+        heads += ["validation loss before", "and after", "of each seed"]
+        rows = []
+        for name in reversed(found["train"]):  # float32 first
+            runs = zip(found["train"][name], found["valid"][name], strict=True)
+            means = [fmean(values) for values in zip(*(a + b for a, b in runs), strict=True)]
+            ends = ", ".join(f"{valid[-1]:.4f}" for valid in found["valid"][name])
+            rows.append((name, *(f"{mean:.4f}" for mean in means), ends))
+        lines = [(f"{name} against float32", f"{v:.1%}") for name, v in found["errors"].items()]
         return [
-            table(("LoRA, Q4_1, example data", *heads), rows),
+            table((f"LoRA, Q4_1, example data, {len(ends.split())} seeds", *heads), rows),
             table(("difference of gradients", "relative to their norm"), lines),
         ]
 
