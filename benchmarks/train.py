@@ -23,7 +23,7 @@ from limit_tables import limit_table, shape_table
 from picture import draw
 from shapes import SHAPES, shape_file
 
-from pyloss.runtime.precision import PRECISIONS, has_instructions
+from pyloss.runtime.precision import has_instructions
 
 AVX2 = {"PYLOSS_ISA": "avx2", "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 
