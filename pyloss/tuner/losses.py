@@ -12,6 +12,7 @@ from pyloss.autograd.scope import current_tape
 from pyloss.checks.arrays import as_array, as_integers
 from pyloss.losses.pairs import js_div_loss, kl_div_loss
 from pyloss.losses.public import linear_cross_entropy
+from pyloss.runtime.precision import keeps_bfloat16
 
 __all__ = [
     "ModelAndLoss",
@@ -63,8 +64,8 @@ def target_weights(batch: Any, lengths: Any) -> np.ndarray:
 
 
 def head_bytes(grad_checkpoint: bool) -> int:
-    """Bytes of logits computed at once: more is faster; checkpointing takes less to save memory."""
-    return (60 if grad_checkpoint else 100) << 20
+    """Bytes of logits computed at once: more is faster, fewer save memory where it is wanted."""
+    return (60 if grad_checkpoint or keeps_bfloat16() else 100) << 20
 
 
 class PackedTargets(NamedTuple):
