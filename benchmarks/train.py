@@ -90,13 +90,17 @@ BASES: dict[str, tuple[str, Callable[[], str]]] = {
 }
 RECOMPUTED = ", checkpointing"
 BFLOAT16 = ", bfloat16 products"
+MIXED = ", mixed precision"
 INT8 = ", int8 products"
 IN_BFLOAT16 = ", bfloat16"
 
 
-def rounded(base: str) -> Program:
-    """LoRA with products in bfloat16."""
-    return ours("lora", base, "--precision", "bfloat16", name=BFLOAT16)
+def rounded(base: str) -> list[Program]:
+    """LoRA with products in bfloat16, and with activations, too."""
+    return [
+        ours("lora", base, "--precision", precision, name=name)
+        for precision, name in (("bfloat16", BFLOAT16), ("mixed", MIXED))
+    ]
 
 
 class Tables:
@@ -118,7 +122,7 @@ class Tables:
             once.append(eager("lora", name=", NF4 (bitsandbytes)")._replace(model=nf4_folder()))
         own = [ours(kind, base) for kind in NAMES for base in BASES]
         own += [ours("lora", base, "--checkpoint", name=RECOMPUTED) for base in ("f32", "q4_1")]
-        own += [rounded(base) for base in ("f32", "q4_1")]
+        own += [program for base in ("f32", "q4_1") for program in rounded(base)]
         passes = ("--passes", 1 if self.quick else 3)
         rounds = 1 if self.quick else 2
         found = measured([*peers, *own], *passes, rounds=rounds)
@@ -162,7 +166,7 @@ class Tables:
         """Longer sequences."""
         parts = []
         for batch, tokens, gb in ((2, 1024, 12), (1, 4096, 20)):
-            programs = [ours("lora", "f32"), ours("lora", "q4_1"), rounded("f32")]
+            programs = [ours("lora", "f32"), ours("lora", "q4_1"), *rounded("f32")]
             if free_gb() > gb:
                 programs = [eager("lora"), *programs]
             found = measured(
@@ -199,7 +203,9 @@ class Tables:
 
     def evaluation(self) -> list[str]:
         """The loss alone: full batches, and the conversations."""
-        programs = [eager("lora"), ours("lora", "f32"), ours("lora", "q4_1"), rounded("f32")]
+        programs = [eager("lora"), ours("lora", "f32"), ours("lora", "q4_1")]
+        programs += rounded("f32")[:1]  # nothing is kept
+
         full = measured(
             programs,
             "--evaluate",
@@ -364,9 +370,10 @@ class Tables:
             for stored, name in REAL_TYPES.items():
                 flags = ("--kind", "lora", "--type", stored)
                 programs.append(Program(f"pyloss, LoRA, {name}", OURS, file, flags))
-                if has_instructions():
-                    half = (*flags, "--precision", "bfloat16")
-                    programs.append(Program(f"pyloss, LoRA, {name}{BFLOAT16}", OURS, file, half))
+                for precision, suffix in (("bfloat16", BFLOAT16), ("mixed", MIXED)):
+                    if has_instructions():
+                        half = (*flags, "--precision", precision)
+                        programs.append(Program(f"pyloss, LoRA, {name}{suffix}", OURS, file, half))
             if has_instructions() and (shape, batch) == REAL[0][:2]:
                 flags = ("--kind", "lora", "--dtype", "bfloat16", "--compile")
                 title = f"torch + PEFT, LoRA{IN_BFLOAT16}, torch.compile"
