@@ -22,6 +22,8 @@
 #include "layers/rope.tpl.h"
 #include "layers/short_conv.tpl.h"
 #include "layers/delta_rule.tpl.h"
+#include "layers/delta_rule_grad.tpl.h"
+#include "layers/delta_gates.tpl.h"
 #include "layers/elementwise.tpl.h"
 #include "layers/routing.tpl.h"
 #include "layers/optim.tpl.h"
