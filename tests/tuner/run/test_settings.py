@@ -99,8 +99,10 @@ def test_the_files_in_the_documentation_are_read(written):
         "lora",
         "full",
         "lora",
+        "lora",
     ]
-    assert [settings.matmul_precision for settings in runs] == ["float32"] * 4 + ["bfloat16"]
+    precisions = [settings.matmul_precision for settings in runs]
+    assert precisions == ["float32"] * 4 + ["bfloat16", "mixed"]
     assert runs[1].lora_parameters["rank_pattern"] == {"mlp.down_proj": 32, "lm_head": 4}
     assert runs[2].lora_parameters["init"] == "loftq" and runs[3].full_keys == [
         "mlp",
