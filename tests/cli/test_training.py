@@ -271,6 +271,8 @@ def test_the_precision_of_products_is_a_flag_and_a_key(world, capsys, tmp_path, 
     assert "plan: layers multiply in bfloat16" in capsys.readouterr().out
     assert main([*TRAIN, "--precision", "mixed"]) == 0
     assert "plan: layers keep activations in float32, at least in part" in capsys.readouterr().out
+    assert main([*TRAIN, "--precision", "mixed", "--grad-checkpoint"]) == 0
+    assert "in float32: checkpointed layers are not recorded" in capsys.readouterr().out
     assert main(TRAIN) == 0
     assert "layers multiply" not in capsys.readouterr().out
     assert main([*TRAIN, "--matmul-precision", "int8"]) == 0

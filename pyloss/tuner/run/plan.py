@@ -278,8 +278,10 @@ def describe_plan(
         form = int8_form() if products == "int8" else bfloat16_form()
         named = "bfloat16" if products == "mixed" else products
         lines.append(f"plan: layers multiply in {named} ({form.name}): {form.reason}")
-        if keeps_bfloat16() and not args.grad_checkpoint:
+        if keeps_bfloat16():
             kept = "bfloat16" if keeps_half(model) else f"float32, at least in part: {NOT_HALF}"
+            if args.grad_checkpoint:
+                kept = "float32: checkpointed layers are not recorded"
             lines.append(f"plan: layers keep activations in {kept}")
     report = getattr(batches, "report", None)
     if report is not None:
