@@ -62,7 +62,11 @@ def select(
         if by_inner or (wanted is not None and name in wanted):
             found[name] = module
     if unknown := [key for key in keys or () if key not in known]:
-        raise ValueError(
-            f"no {what} is named {', '.join(map(repr, unknown))}; {hints(unknown, known)}"
+        tied = "lm_head" in unknown and getattr(model, "lm_head", None) is None
+        hint = (
+            "the head is tied to the embedding, and both are model.embed_tokens"
+            if tied and "model.embed_tokens" in known
+            else hints(unknown, known)
         )
+        raise ValueError(f"no {what} is named {', '.join(map(repr, unknown))}; {hint}")
     return found

@@ -62,6 +62,16 @@ def test_keys_that_match_nothing(model, keys, message):
     assert not adapters(model) and model.adapter_config is None
 
 
+def test_a_tied_head_has_the_name_of_the_embedding(tmp_path):
+    tied = tiny.load_tiny(tmp_path / "model", tied=True)
+    with pytest.raises(ValueError, match=r"'lm_head'; the head is tied.* model\.embed_tokens"):
+        linear_to_lora_layers(tied, -1, {**CONFIG, "keys": ["lm_head"]})
+    linear_to_lora_layers(tied, -1, {**CONFIG, "keys": ["model.embed_tokens"]})
+    assert {name.rpartition(".")[0] for name in tied.trainable_parameters()} == {
+        "model.embed_tokens"
+    }
+
+
 def test_more_layers_than_there_are(model):
     with pytest.raises(
         ValueError, match="num_layers is 4, but the model has 3 layers; -1 takes all"
