@@ -57,7 +57,7 @@ demo-distill: $(VENV)/done-install $(VENV)/done-model
 
 # Two processes; a file's tests stay in one of them. Without TESTS, `make test` runs enough variants
 # of each test that every value of every parameter occurs (--each-value), `make test-all` so many
-# that every two values of two parameters occur together (--each-pair), and tests/conftest.py has the
+# that every two values of two parameters occur together (--each-pair). tests/conftest.py has the
 # order of the files. Comparisons with libraries that are not installed are skipped, with a message.
 PYTEST := $(BIN)/pytest -q -rs -n 2 --dist loadscope
 

@@ -59,8 +59,8 @@ def trained(path: str, steps: int, precision: str, seed: int):
     return model, train, losses
 
 
-def gradient_errors(model, data) -> dict[str, float]:
-    """The relative difference of gradients to those in float32, and of a batch's to the next's."""
+def gradient_errors(model, data) -> tuple[dict[str, float], float]:
+    """The relative difference of gradients: others to float32, and one batch to the next."""
     step, found = pyloss.nn.value_and_grad(model, default_loss), {}
     for precision in TRAINED:
         with matmul_precision(precision):
@@ -75,7 +75,7 @@ def gradient_errors(model, data) -> dict[str, float]:
         return float(np.mean([np.linalg.norm(b - a) / np.linalg.norm(a) for a, b in pairs]))
 
     errors = {name: difference(zip(exact, f, strict=True)) for name, f in found.items()}
-    return errors | {"the next batch": difference(pairwise(exact))}
+    return errors, difference(pairwise(exact))
 
 
 def first_losses(path: str) -> dict[str, float]:
@@ -99,7 +99,7 @@ def main(path: str, steps: int, seeds: int = 1) -> None:
         model, data, _ = runs[0]
         answer["train"][precision] = [losses.train for _, _, losses in runs]
         answer["valid"][precision] = [losses.valid for _, _, losses in runs]
-    answer["errors"] = gradient_errors(model, data)
+    answer["errors"], answer["between_batches"] = gradient_errors(model, data)
     print(json.dumps(answer))
 
 

@@ -341,7 +341,9 @@ class Tables:
             means = [fmean(values) for values in zip(*(a + b for a, b in runs), strict=True)]
             ends = ", ".join(f"{valid[-1]:.4f}" for valid in found["valid"][name])
             rows.append((name, *(f"{mean:.4f}" for mean in means), ends))
-        lines = [(f"{name} against float32", f"{v:.1%}") for name, v in found["errors"].items()]
+        errors = {f"{name} against float32": v for name, v in found["errors"].items()}
+        errors["a batch against the next"] = found["between_batches"]
+        lines = [(name, f"{v:.1%}") for name, v in errors.items()]
         return [
             table((f"LoRA, Q4_1, example data, {len(ends.split())} seeds", *heads), rows),
             table(("difference of gradients", "relative to their norm"), lines),

@@ -9,6 +9,7 @@ import mmap
 import os
 import re
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -85,6 +86,11 @@ def check_target(path: PathLike, folder: bool = False) -> None:
         )
 
 
+def _temporary(target: Path) -> Path:
+    """A new name beside `target`, see _TEMPORARY."""
+    return target.with_name(f".{target.name[:100]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+
+
 @contextmanager
 def replacing(path: PathLike) -> Iterator[Path]:
     """A new file in the folder of `path`, which replaces `path` if the block succeeds.
@@ -97,8 +103,7 @@ def replacing(path: PathLike) -> Iterator[Path]:
     """
     # A symbolic link stays; its target is replaced.
     target = Path(os.path.realpath(user_path(path)))
-    # see _TEMPORARY
-    beside = target.with_name(f".{target.name[:100]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    beside = _temporary(target)
     try:
         try:
             os.close(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
@@ -141,7 +146,7 @@ def process_is_alive(pid: int) -> bool:
 
 
 def sweep(folder: Path) -> None:
-    """Removes temporary files that `replacing` left in `folder` when its process was killed.
+    """Removes temporary files and folders that a killed process left in `folder`.
 
     Files of live processes stay. Call it with the folder's lock: then no process of another host,
     which looks dead from here, writes there.
@@ -149,8 +154,9 @@ def sweep(folder: Path) -> None:
     for name in os.listdir(folder):
         match = _TEMPORARY.fullmatch(name)
         if match and 0 < int(match[1]) < 1 << 31 and not process_is_alive(int(match[1])):
+            path = folder / name
             with suppress(OSError):
-                (folder / name).unlink()
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def write_bytes(path: PathLike, data: bytes) -> None:
@@ -349,14 +355,20 @@ def write_safetensors(
     dense = {name: np.require(array, requirements="C") for name, array in tensors.items()}
     with replacing(path) as beside:
         mode = beside.stat().st_mode & 0o7777
+        # The library has temporary files of names of its own: in a folder that `sweep` removes.
+        folder = _temporary(beside)
+        folder.mkdir()
         try:
-            save_file(dense, beside, metadata=dict(metadata) if metadata else None)
+            save_file(dense, folder / "tensors", metadata=dict(metadata) if metadata else None)
+            os.replace(folder / "tensors", beside)
         except SafetensorError as error:
             system = re.search(r"os error (\d+)", str(error))
             if system is None:
                 raise TypeError(f"tensors cannot be written as safetensors: {error}") from None
             raise OSError(int(system[1]), os.strerror(int(system[1]))) from error
-        # The library creates its own file there, which only its owner may read.
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        # The library's file may be read by its owner only.
         os.chmod(beside, mode)
         if metadata and len(metadata) > 1:
             _sort_metadata(beside)

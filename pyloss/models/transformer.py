@@ -115,7 +115,7 @@ class Model(Module):
     @property
     def grad_checkpoint(self) -> bool:
         """Whether layers are recomputed for the backward pass."""
-        return self._checkpoint or any(layer.recomputed for layer in self.layers)
+        return self._checkpoint or any(getattr(layer, "recomputed", False) for layer in self.layers)
 
     def _pack(self, lengths: np.ndarray, past: int = 0, least: int = 0) -> Packing:
         """The packing of sequences that have these lengths and `past` tokens before them.

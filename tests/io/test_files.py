@@ -7,6 +7,8 @@ import os
 import pickle
 import resource
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import ml_dtypes
@@ -328,3 +330,25 @@ def test_a_byte_order_mark_is_passed_over(tmp_path):
     (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
     assert files.read_json(tmp_path / "a.json") == {"a": 1}
     assert files.read_text(tmp_path / "a.json") == '{"a": 1}'
+
+
+def test_what_a_killed_write_of_tensors_leaves_is_swept(tmp_path):
+    """Killed while the library writes: its file lies in a folder with the process's number."""
+    script = (
+        "import os, sys, numpy as np, pyloss.io.files as files\n"
+        "from pathlib import Path\n"
+        "def killed(tensors, path, metadata):\n"
+        "    Path(path).with_name('.tmpAbCdE').write_bytes(b'half')\n"
+        "    os.kill(os.getpid(), 9)\n"
+        "import safetensors.numpy\n"
+        "safetensors.numpy.save_file = killed\n"
+        "files.write_safetensors(sys.argv[1], {'a': np.ones(3, np.float32)})\n"
+    )
+    target = tmp_path / "a.safetensors"
+    target.write_bytes(b"before")
+    done = subprocess.run([sys.executable, "-c", script, str(target)], check=False)
+    assert done.returncode == -9
+    assert {path.name for path in tmp_path.iterdir()} > {"a.safetensors"}
+    files.sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+    assert target.read_bytes() == b"before"

@@ -77,7 +77,8 @@ def _data(
     settings.train, settings.test = True, False
     name = settings.data
     # An adapter keeps the last part of an absolute path: no name of a dataset on the hub.
-    if not given and isinstance(name, str) and "/" not in name and not user_path(name).exists():
+    local = isinstance(name, str) and "/" not in name.removeprefix("./")
+    if not given and local and not user_path(name).exists():
         notes.append(
             f"Metrics, answers and data are missing: there is no {name!r} here; give --data."
         )

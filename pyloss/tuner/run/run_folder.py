@@ -64,7 +64,9 @@ def portable(value: Any, key: str = "") -> Any:
         and key in _PLACES
         and (os.path.isabs(value) or value.startswith("~"))
     ):
-        return PurePath(value).name
+        name = PurePath(value).name
+        # "./data" is no dataset's name on the hub.
+        return f"./{name}" if key == "data" else name
     return value
 
 

@@ -138,7 +138,7 @@ def test_the_configuration_names_no_place_of_the_machine(tmp_path):
     }  # fmt: skip
     run(tmp_path, iters=1, adapter_config=given)
     assert json.loads((tmp_path / "adapter_config.json").read_text()) == {
-        "model": "Some-Model", "data": "data", "adapter_path": "adapters", "config": "my/lora.yaml", "resume_adapter_file": None,
+        "model": "Some-Model", "data": "./data", "adapter_path": "adapters", "config": "my/lora.yaml", "resume_adapter_file": None,
         "hf_dataset": {"path": "set", "name": "owner/name"}, "system_prompt": "/no_think Answer.",
         "lora_parameters": {"loftq_model": "float", "rank": 1},
     }  # fmt: skip
