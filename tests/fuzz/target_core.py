@@ -11,6 +11,7 @@ from pyloss import _core
 from pyloss.weights.weight import FORMATS
 
 TYPES = {"f32": np.float32, "f64": np.float64, "i32": np.int32, "i64": np.int64, "u8": np.uint8}
+TYPES |= {"act": np.float32, "half": np.float32}
 ROWS = {"f64": np.float64, "f32": np.float32, "f16": np.float16, "bf16": np.uint16}
 SIZES = (0, 1, 2, 3, 4, 5, 8, 15, 16, 17, 32, 33)
 _PARAM = re.compile(r"\+?(=?~?)(\w+)(\??):(\w+)(?:\[([^\]]*)\])?(?:<(\w)(~?))?(?:\^(\w)(~?))?$")
@@ -143,9 +144,9 @@ def _argument(m, p, size, rng, memory, rows, wide, format):
             p.name.removeprefix("d"), ROWS[m.pick(list(ROWS)) if m.chance(0.5) else "f32"]
         )
         values = rng.standard_normal(shape) * 3
-        return memory.put(
-            values.astype(np.float32).view(np.uint32) >> 16 if dtype == np.uint16 else values, dtype
-        )
+        return memory.put(_as_bf16(values) if dtype == np.uint16 else values, dtype)
+    if p.type in ("act", "half") and rows.setdefault("acts", m.chance(0.5)) and m.chance(0.8):
+        return memory.put(_as_bf16(rng.standard_normal(shape)), np.uint16)
     if p.type == "acc":
         return memory.put(rng.standard_normal(shape), np.float64 if wide() else np.float32)
     dtype = TYPES[p.type]
@@ -165,6 +166,11 @@ def _argument(m, p, size, rng, memory, rows, wide, format):
             else rng.integers(0, 3, shape)
         )
     return memory.put(values, dtype)
+
+
+def _as_bf16(values):
+    """The upper halves of float32 numbers."""
+    return values.astype(np.float32).view(np.uint32) >> 16
 
 
 def _other(m, value, arguments, memory):

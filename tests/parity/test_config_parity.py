@@ -222,9 +222,12 @@ def test_what_transformers_takes_for_missing_keys(tmp_path, name):
     if ours.gemma4 is not None:
         kinds = {"sliding_attention": ours.window(0), "full_attention": 0}
         for kind, window in kinds.items():
-            assert theirs.per_layer_config[kind].head_dim == ours.head_dim_of(window)
+            layer = theirs.per_layer_config[kind]
+            assert layer.head_dim == ours.head_dim_of(window)
+            assert layer.num_key_value_heads == ours.key_value_heads_of(window)
+        by_layer = {"global_head_dim", "num_global_key_value_heads"}
         for key, value in dataclasses.asdict(ours.gemma4).items():
-            assert key == "global_head_dim" or getattr(theirs, key) == value
+            assert key in by_layer or getattr(theirs, key) == value
         theirs = theirs.per_layer_config["sliding_attention"]
     for key in ("head_dim", "rms_norm_eps", "max_position_embeddings", "tie_word_embeddings"):
         other = "norm_eps" if key == "rms_norm_eps" else key
