@@ -196,7 +196,7 @@ static pl_status large_products(const batch_job *job) {
             products[i] = (gemm){.m = m,
                                  .n = n,
                                  .k = k,
-                                 .a = {a, a_transposed ? m : k, a_transposed, job->alpha},
+                                 .a = {a, a_transposed ? m : k, a_transposed, job->alpha, 0},
                                  .b = float_matrix(b, b_transposed ? n : k, b_transposed ? k : n),
                                  .b_transposed = b_transposed,
                                  .accumulate = job->accumulate,

@@ -132,7 +132,7 @@ static gemm expert_weight_grad_product(const expert_rows *r) {
     return (gemm){.m = o,
                   .n = i,
                   .k = r->rows,
-                  .a = {args.dy + r->begin * o, o, 1, (float)args.alpha},
+                  .a = {args.dy + r->begin * o, o, 1, (float)args.alpha, 0},
                   .b = float_matrix(args.x + r->begin * i, r->rows, i),
                   .c = args.dw + r->expert * o * i};
 }

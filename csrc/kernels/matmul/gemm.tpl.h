@@ -355,7 +355,7 @@ static pl_status int8_run_all(const gemm *groups, int64_t count) {
             low[lows++] = (gemm){.m = g->m,
                                  .n = g->rank,
                                  .k = g->k,
-                                 .a = {g->a.data, g->a.stride, 0, g->down_scale},
+                                 .a = {g->a.data, g->a.stride, 0, g->down_scale, 0},
                                  .b = g->down,
                                  .b_transposed = g->down_transposed,
                                  .c = g->low};

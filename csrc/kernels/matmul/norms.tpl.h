@@ -109,20 +109,20 @@ pl_status KERNEL(adapted_norm)(const pl_call *c) {
     gemm product = {.m = rank,
                     .n = o,
                     .k = depth,
-                    .a = {columns, depth, 0, 1},
+                    .a = {columns, depth, 0, 1, 0},
                     .b = *args.w,
                     .b_transposed = 1,
                     .c = wa};
     gemm inner = {.m = rank,
                   .n = rank,
                   .k = depth,
-                  .a = {a, rank, 1, 1},
+                  .a = {a, rank, 1, 1, 0},
                   .b = float_matrix(a, depth, rank),
                   .c = g};
     gemm outer = {.m = rank,
                   .n = o,
                   .k = rank,
-                  .a = {g, rank, 0, 1},
+                  .a = {g, rank, 0, 1, 0},
                   .b = float_matrix(args.b, rank, o),
                   .c = gb};
     pl_status status = gemm_run(&product);
