@@ -135,5 +135,6 @@ def test_a_table_and_the_other_parameters_have_their_own_optimizers():
     _, grads = nn.value_and_grad(model, lambda model: (model(ids) ** 2).sum())(model)
     several.update(model, grads)
     expected = hrm_update(before["table.weight"], ids, grads["table.weight"][ids], 0.1, 0.5)
-    np.testing.assert_allclose(model.table.weight, expected, rtol=1e-6)
+    # The sum of the old number and its change may be small against both.
+    np.testing.assert_allclose(model.table.weight, expected, rtol=1e-6, atol=1e-7)
     assert (model.layer.weight != before["layer.weight"]).all()
