@@ -202,7 +202,7 @@ def device_flag(group: Any) -> None:
 def precision_flag(group: Any) -> None:
     text = (
         "precision of the layers' products: float32; bfloat16, whose speed depends on the "
-        "processor (`pyloss bench` measures it); mixed: products and kept activations in bfloat16, "
-        "which takes half the memory; int8, for generation and evaluation with quantized weights"
+        "processor (`pyloss bench` measures it); mixed: activations in bfloat16, too, "
+        "which takes less memory; int8, for generation and evaluation with quantized weights"
     )
     setting(group, "--matmul-precision", text, "--precision", metavar="NAME")

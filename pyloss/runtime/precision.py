@@ -49,7 +49,7 @@ def set_matmul_precision(precision: str) -> None:
     an adapter is the sum of two bfloat16 numbers.
 
     "mixed" multiplies as "bfloat16" does. In training, decoder layers also keep in bfloat16 what
-    they compute between their residual sums, for the backward pass too: half the memory. Residual
+    they compute between their residual sums, for the backward pass too, in half the bytes. Residual
     sums, what norms, softmax and losses compute, adapters, their gradients and the optimizer stay
     float32. Layers whose calls cannot be recorded (dropout, DoRA, experts, checkpointing, classes
     of one's own) keep float32.

@@ -116,7 +116,7 @@ def test_tuning_that_does_not_help_is_said(tmp_path, capsys):
     assert main([*base, "--output", str(tmp_path / "a.gguf")]) == 0
     more = [*TUNE, "--iters", "2", "--learning-rate", "50"]
     (tmp_path / "b").mkdir()
-    assert main([*base, "--output", str(tmp_path / "b" / "a.gguf"), *more]) == 0
+    assert main([*base, "--output", str(tmp_path / "b" / "a.gguf"), *more]) == 1
     assert "it is written untuned" in capsys.readouterr().err
     assert np.array_equal(logits(tmp_path / "a.gguf"), logits(tmp_path / "b" / "a.gguf"))
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from kernel_checks import TILE_FORMS, TILES_EMULATED, Memory
+from kernel_checks import TILE_FORMS, TILES_EMULATED, Memory, products
 from on_device import operations
 
 from pyloss import _core
@@ -72,9 +72,5 @@ TILES = [
 def tiles(request):
     """Products by tiles, in each form on each instruction set that has it."""
     form, name = request.param
-    before = _core.isa()
-    _core.use_isa(name)
-    _core.set_matmul_precision(form)
-    yield form
-    _core.set_matmul_precision("float32")
-    _core.use_isa(before)
+    with products(name, form):
+        yield form

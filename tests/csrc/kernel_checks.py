@@ -1,5 +1,7 @@
 """For tests of the C core: guarded unaligned arrays, numeric gradients, tolerances, threads."""
 
+from contextlib import contextmanager
+
 import numpy as np
 
 from pyloss import _core
@@ -9,6 +11,19 @@ GUARD = 64  # bytes on each side of an array
 TILES_EMULATED = "bfloat16-tiles-emulated"
 #: The precisions of tiles that this machine has; they give the same bits.
 TILE_FORMS = [TILES_EMULATED, *([] if _core.amx_missing(True) else ["bfloat16-tiles"])]
+
+
+@contextmanager
+def products(name, precision):
+    """Products in a precision on an instruction set."""
+    before = _core.isa()
+    _core.use_isa(name)
+    _core.set_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        _core.set_matmul_precision("float32")
+        _core.use_isa(before)
 
 
 def f32(*shape):

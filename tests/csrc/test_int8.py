@@ -6,7 +6,7 @@ number / 127. The bits may depend on nothing but the row and the weight.
 
 import numpy as np
 import pytest
-from kernel_checks import on_threads
+from kernel_checks import on_threads, products
 from stored_weights import QUANTISED, stored
 from test_matmul import factors, normal, unaligned, wide
 
@@ -30,12 +30,8 @@ SIZES = [1, 15, 16, 17, 31, 32, 33, 101]
 def place(request):
     """Products in int8 on an instruction set, with or without dots of bytes."""
     name, setting = request.param
-    before = _core.isa()
-    _core.use_isa(name)
-    _core.set_matmul_precision(setting)
-    yield setting
-    _core.set_matmul_precision("float32")
-    _core.use_isa(before)
+    with products(name, setting):
+        yield setting
 
 
 def in_turn(run):

@@ -5,7 +5,7 @@ give, rounded once.
 import ml_dtypes
 import numpy as np
 import pytest
-from kernel_checks import TILE_FORMS, Memory
+from kernel_checks import TILE_FORMS, Memory, products
 
 from pyloss import _core
 
@@ -118,10 +118,8 @@ def rounded(array):
 
 @pytest.fixture(params=["float32", "bfloat16-emulated", *TILE_FORMS])
 def precision(request):
-    before = _core.matmul_precision()
-    _core.set_matmul_precision(request.param)
-    yield request.param
-    _core.set_matmul_precision(before)
+    with products(_core.isa(), request.param):
+        yield request.param
 
 
 @pytest.mark.parametrize(

@@ -18,21 +18,10 @@ from pyloss.models.synthetic import random_model
 SIZES = {"hidden_size": 64, "intermediate_size": 64, "head_dim": 16}
 
 
-class Tokens:
+def random_tokens(seed, count=8):
     """A dataset of token ids, all of them targets."""
-
-    def __init__(self, seed, count=8):
-        rng = np.random.default_rng(seed)
-        self.rows = [list(map(int, rng.integers(1, 29, 24))) for _ in range(count)]
-
-    def __len__(self):
-        return len(self.rows)
-
-    def __getitem__(self, i):
-        return self.rows[i]
-
-    def process(self, row):
-        return row, 0
+    rng = np.random.default_rng(seed)
+    return tiny.Tokens([list(map(int, rng.integers(1, 29, 24))) for _ in range(count)])
 
 
 @pytest.fixture
@@ -49,7 +38,7 @@ def pair(folder, bits="q3"):
 
 def tuned(student, original, **more):
     options = {"iters": 60, "learning_rate": 4e-3, "progress": False, **more}
-    return tune_scales(student, original, Tokens(0, 64), Tokens(1), **options)
+    return tune_scales(student, original, random_tokens(0, 64), random_tokens(1), **options)
 
 
 @pytest.mark.parametrize("bits", ["q3", "q4"])

@@ -10,22 +10,6 @@ from pyloss.models import load_model
 from pyloss.tuner import TrainingArgs, evaluate, linear_to_lora_layers
 
 
-class Tokens:
-    """A dataset of token ids, all of them targets."""
-
-    def __init__(self, rows):
-        self.rows = rows
-
-    def __len__(self):
-        return len(self.rows)
-
-    def __getitem__(self, i):
-        return self.rows[i]
-
-    def process(self, row):
-        return row, 0
-
-
 @pytest.fixture
 def parts(tmp_path):
     models = []
@@ -34,7 +18,7 @@ def parts(tmp_path):
         models.append(load_model(tmp_path / name))
     linear_to_lora_layers(models[0], 3, {"rank": 4, "scale": 4.0, "dropout": 0.0})
     rng = np.random.default_rng(0)
-    return *models, Tokens([list(map(int, rng.integers(1, 29, 12))) for _ in range(8)])
+    return *models, tiny.Tokens([list(map(int, rng.integers(1, 29, 12))) for _ in range(8)])
 
 
 def arguments(folder, **more):
@@ -65,5 +49,5 @@ def test_heads_of_different_sizes_need_tokenizers(tmp_path):
         models.append(load_model(tmp_path / name))
     linear_to_lora_layers(models[0], 3, {"rank": 4, "scale": 4.0, "dropout": 0.0})
     with pytest.raises(ValueError, match=r"29 classes and the teacher's 32: give tokenizers="):
-        pyloss.distill(*models, pyloss.optim.Adam(1e-2), Tokens([[1, 2, 3]]))
+        pyloss.distill(*models, pyloss.optim.Adam(1e-2), tiny.Tokens([[1, 2, 3]]))
     assert not (tmp_path / "run").exists()

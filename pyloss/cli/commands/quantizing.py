@@ -20,7 +20,10 @@ _DATA = ("valid_split", "map")
 
 
 def quantize(flags: Flags) -> int:
-    """`pyloss quantize`: writes a quantized copy of a model, tuned with --tune."""
+    """`pyloss quantize`: writes a quantized copy of a model, tuned with --tune.
+
+    Returns 1 if tuning did not help, so that the copy is untuned.
+    """
     from pyloss import quantizing
 
     flags["model"] = flags.pop("source") or flags["model"]
@@ -55,7 +58,7 @@ def quantize(flags: Flags) -> int:
     say(f"saved the model to {flags['output']}")
     if flags["to"] in quantizing.FOLDERS:
         publish(flags, user_path(flags["output"]), measured=rows)
-    return 0
+    return 0 if found is None or found.kept else 1
 
 
 def _qualities(found: Tuned, to: str) -> list[tuple[str, str, str]]:
