@@ -111,6 +111,15 @@ def test_a_tuned_gguf_file_has_the_formats_of_an_untuned_one(tmp_path, capsys, k
     assert {path.name for path in tmp_path.iterdir()} == {"plain.gguf", "tuned.gguf"}
 
 
+def test_a_card_has_no_qualities_that_its_files_lack(tmp_path, capsys):
+    output = tmp_path / "q4"
+    more = [*TUNE, "--iters", "2", "--learning-rate", "50"]
+    assert main(["quantize", "base", "--to", "q4", "--output", str(output), *more]) == 1
+    assert "it is written untuned" in capsys.readouterr().err
+    card = (output / "README.md").read_text()
+    assert "| q4 |" in card and "tuned |" not in card
+
+
 def test_tuning_that_does_not_help_is_said(tmp_path, capsys):
     base = ["quantize", "base", "--to", "q4_0"]
     assert main([*base, "--output", str(tmp_path / "a.gguf")]) == 0

@@ -56,9 +56,14 @@ def quantize(flags: Flags) -> int:
     if found is not None:
         _report(found, rows)
     say(f"saved the model to {flags['output']}")
+    untuned = found is not None and not found.kept
+    if untuned and flags["push"] is not None:
+        say("the untuned model is not uploaded", True)
+        flags["push"] = None
     if flags["to"] in quantizing.FOLDERS:
-        publish(flags, user_path(flags["output"]), measured=rows)
-    return 0 if found is None or found.kept else 1
+        # The last row is that of scales which the files do not have.
+        publish(flags, user_path(flags["output"]), measured=rows[:-1] if untuned else rows)
+    return int(untuned)
 
 
 def _qualities(found: Tuned, to: str) -> list[tuple[str, str, str]]:
