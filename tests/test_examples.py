@@ -18,9 +18,16 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 ROOT = str(Path(pyloss.__file__).parents[1])
 SPLITS = ("train", "valid", "test")
 
-_spec = importlib.util.spec_from_file_location("make_data", EXAMPLES / "make_data.py")
-make_data = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(make_data)
+
+def example(name):
+    """The module of a script."""
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+make_data, distill = example("make_data"), example("distill")
 
 
 @pytest.fixture(scope="module")
@@ -104,18 +111,58 @@ def test_every_training_phrasing_is_used_and_some_names_are_new(splits):
     assert 20 <= len(held_out) <= 60
 
 
+def test_results_are_kept_one_by_one(tmp_path, capsys):
+    """What was measured before a run stopped is not measured again, with the same options only."""
+    path = tmp_path / "results.json"
+    results = distill.Results(path, {"iters": 2})
+    assert results.value("text", "labels", 0, lambda: 1.5) == 1.5
+    with pytest.raises(KeyboardInterrupt):
+        results.value("text", "labels", 1, stopped)
+    again = distill.Results(path, {"iters": 2})
+    assert again.value("text", "labels", 0, stopped) == 1.5
+    assert "text: labels, seed 0: 1.500, known from" in capsys.readouterr().out
+    others = [("text", "labels", 1), ("text", "forward KL", 0), ("requests", "labels", 0)]
+    for i, key in enumerate([*others, ("text", "labels", None)]):
+        assert again.value(*key, lambda value=i: float(value)) == i
+    assert distill.Results(path, {"iters": 3}).value("text", "labels", 0, lambda: 7.0) == 7
+    kept = distill.Results(path, {"iters": 2})
+    assert kept.value("text", "labels", 0, stopped) == 1.5
+    assert [entry["value"] for entry in kept.entries] == [1.5, 0, 1, 2, 3, 7]
+
+
+def stopped():
+    raise KeyboardInterrupt
+
+
 @pytest.mark.slow
 def test_the_comparison_of_students_runs(tmp_path):
-    """Every way of training in `distill.py`, on random weights."""
+    """Every way of training in `distill.py`, on random weights; a rerun only what is missing."""
     try:
         pyloss.models.resolve_model("smollm2-135m")
     except FileNotFoundError as error:
         pytest.skip(str(error))
     script = [sys.executable, str(EXAMPLES / "distill.py"), "--small", "--out", str(tmp_path)]
-    done = subprocess.run(
-        script, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ROOT}, timeout=900
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    rows = re.findall(r"^\| (.+?) \| [\d.]+ \|", done.stdout, re.M)
+    script += ["--precision", "bfloat16"]
+
+    def run(*options):
+        done = subprocess.run(
+            [*script, *options],
+            capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ROOT}, timeout=900,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout
+
+    first = run()
     ways = ["labels", "forward KL", "Jensen-Shannon", "stored top 64", "on-policy"]
-    assert rows == ["teacher", "untrained student", *ways] * 2
+    table = re.compile(r"^\| (.+?) \| [\d.]+ \| .*$", re.M)
+    assert table.findall(first) == ["teacher", "untrained student", *ways] * 2
+    path = tmp_path / "results.json"
+    entries = json.loads(path.read_text())
+    assert len(entries) == 14 and not re.search("skipped", first)
+    # As if the run had been stopped during the last of its students.
+    path.write_text(json.dumps(entries[:-1]))
+    second = run("--seeds", "2")
+    assert len(re.findall("skipped$", second, re.M)) == 13
+    rows = [m.group() for m in table.finditer(first)]
+    assert [m.group() for m in table.finditer(second)][:14] == rows
+    assert len(table.findall(second)) == 28 and "perplexity (2 seeds)" in second
