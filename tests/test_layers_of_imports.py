@@ -20,6 +20,7 @@ LAYERS = [
     ["random", "runtime"],
     ["arithmetic", "weights"],
     ["io"],
+    ["distributed"],
     ["autograd"],
     ["ops"],
     ["nn", "optim"],
