@@ -9,6 +9,10 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
+# Before what takes time to import.
+from pyloss import starting  # noqa: F401
+
+# isort: split
 from pyloss import _core, autograd, nn, optim, random
 from pyloss.autograd.checkpointing import checkpoint
 from pyloss.autograd.custom import custom_function, stop_gradient

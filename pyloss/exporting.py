@@ -13,7 +13,7 @@ import numpy as np
 
 from pyloss.io.bars import watched
 from pyloss.io.files import check_target, user_path, write_text
-from pyloss.io.outputs import make_folder, output
+from pyloss.io.outputs import output
 from pyloss.models.files.gguf_writer import (
     TYPES,
     earlier_parts,
@@ -131,7 +131,6 @@ def export(
         text = modelfile(OLLAMA_FILES[0], tokenizer, model.config, system)
         file, kind = folder / OLLAMA_FILES[0], type or OLLAMA_TYPE
         with _whole(model, tokenizer, kind, dequantize, importance_data) as importance:
-            make_folder(folder)
             with output(folder, OLLAMA_FILES, overwrite):
                 write_gguf(model, file, tokenizer, kind, name, importance=importance)
                 write_text(folder / OLLAMA_FILES[1], text)
@@ -178,7 +177,6 @@ def column_importance_of(
 def _gguf_output(path: Path, split: bool, overwrite: bool) -> AbstractContextManager[None]:
     if not split:
         return output(path, overwrite=overwrite)
-    make_folder(path.parent)
     return output(path.parent, [path.name, *earlier_parts(path)], overwrite)
 
 
@@ -280,16 +278,9 @@ def check_request(
             )
         if not user_path(importance_data).exists():
             raise FileNotFoundError(f"importance_data: there is no file {importance_data}")
-    if to == "gguf":
-        if user_path(path).suffix in (".safetensors", ".json"):
-            name = os.fspath(path)
-            raise ValueError(
-                f"a GGUF file is named {name!r}: programs read that ending as another format; "
-                ".gguf is usual"
-            )
     if to in ("gguf", "ollama"):
         library()
-    check_target(path, folder=to != "gguf")
+    check_target(path, folder=to != "gguf", ending=".gguf" if to == "gguf" else "")
 
 
 @contextmanager

@@ -1,32 +1,25 @@
 """The model card: a README.md that says what a model was made of, how, and how well.
 
-The front matter is what the Hugging Face hub reads. The last line has a hash of the text, so that a
-card is known to be as it was written: an edited one, like any other README.md, is the user's.
+The front matter is what the Hugging Face hub reads. `pyloss.io.cards` tells a card from a README.md
+of the user's.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
 from pyloss.checks.durations import duration_text
-from pyloss.errors import FormatError
-from pyloss.io.files import read_text, write_text
+from pyloss.io.cards import marked
 from pyloss.tuner.adapters.layout import adapter_place
 from pyloss.tuner.run.metrics import Row, column, read_metrics
 from pyloss.tuner.run.run_folder import portable, read_adapter_config
 from pyloss.tuner.run.settings import SCHEMA
 
-CARD_FILE = "README.md"
-
-_MARK = "<!-- pyloss model card, sha256 {} -->\n"
-_MARKED = re.compile(r"(.*)" + re.escape(_MARK).replace(re.escape("{}"), "([0-9a-f]{64})"), re.S)
 # owner/name, owner/name:Q4_K_M, hf:owner/name/file.gguf
 _ON_HUB = re.compile(r"(?:hf:)?([\w.-]+/[\w.-]+)(?::[\w-]+|/.+\.gguf)?")
 # owner/name:CONFIG:SPLIT; a name without these may be a folder that is elsewhere
@@ -81,27 +74,7 @@ def model_card(
         "```",
         "",
     ]
-    text = "\n".join(body)
-    return text + _MARK.format(_hash(text))
-
-
-def is_unedited(text: str) -> bool:
-    """Whether a README.md is a card as `model_card` wrote it."""
-    match = _MARKED.fullmatch(text)
-    return match is not None and match[2] == _hash(match[1])
-
-
-def write_card(folder: Path, text: str) -> bool:
-    """Writes a card into the folder, unless a README.md of the user's is there; returns whether."""
-    place = folder / CARD_FILE
-    if os.path.lexists(place):
-        try:
-            if not is_unedited(read_text(place)):
-                return False
-        except FormatError:  # no text: a folder, another encoding
-            return False
-    write_text(place, text)
-    return True
+    return marked("\n".join(body))
 
 
 def command_text(words: Sequence[str]) -> str:
@@ -115,10 +88,6 @@ def command_text(words: Sequence[str]) -> str:
         return PurePath(word).name if word.startswith(("/", "~")) else word
 
     return shlex.join(["pyloss", *map(shown, words)])
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _hub_name(base: str) -> str | None:

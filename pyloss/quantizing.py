@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pyloss import loading
 from pyloss.exporting import check_request, column_importance_of, export
 from pyloss.io.files import check_target, user_path
-from pyloss.io.outputs import make_folder, output
+from pyloss.io.outputs import folder_for, output
 from pyloss.models.conversion import QUANTIZATIONS, left_text, quantize_model
 from pyloss.models.files.gguf_writer import TYPES, refuse_model, write_gguf
 from pyloss.models.reading import load_model
@@ -130,9 +130,11 @@ def quantize(
     file = user_path(path)
     refuse_model(original, tokenizer)
     importance = column_importance_of(original, tokenizer, importance_data)
-    make_folder(file.parent)
     # Reading the written file gives each layer the matrices in the formats that the file has.
-    with tempfile.TemporaryDirectory(prefix=".quantized-", dir=file.parent) as scratch:
+    with (
+        folder_for(file.parent),
+        tempfile.TemporaryDirectory(prefix=".quantized-", dir=file.parent) as scratch,
+    ):
         step(f"quantizing to {to}")
         first = write_gguf(
             original, Path(scratch) / file.name, tokenizer, to, importance=importance

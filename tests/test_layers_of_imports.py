@@ -14,7 +14,7 @@ ROOT = Path(pyloss.__file__).parent
 
 #: rooms from the bottom up; rooms of one line do not import each other
 LAYERS = [
-    ["_core"],
+    ["_core", "starting"],
     ["errors"],
     ["checks"],
     ["random", "runtime"],

@@ -5,7 +5,8 @@ import json
 import pytest
 import yaml
 
-from pyloss.model_card import command_text, is_unedited, model_card, write_card
+from pyloss.io.cards import is_unedited, write_card
+from pyloss.model_card import command_text, model_card
 
 RUN = {
     "model": "/home/me/models/base", "data": ["mine.jsonl", "o/d:c:train"], "iters": 40,

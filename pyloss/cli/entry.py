@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from pyloss import starting
 from pyloss.cli import invocation
 from pyloss.cli.flags import build_parser
 from pyloss.errors import DeviceError, cut
@@ -40,6 +41,15 @@ def main(argv: Sequence[str] | None = None, prog: str = "pyloss") -> int:
     0: done. 1: training failed, or standard output could not be written. 2: bad input, reported in
     one line on standard error. 130: Ctrl-C. 143: SIGTERM, which ends a command as Ctrl-C does.
     """
+    try:
+        starting.interrupt_as_usual()
+        return _reported(argv, prog)
+    except KeyboardInterrupt as interrupt:  # before or after the command
+        return _fail(interrupt, 130, "interrupted")
+
+
+def _reported(argv: Sequence[str] | None, prog: str) -> int:
+    """Runs one command; its exit code says also whether standard output was written."""
     console.begin()
     with _terminated_as_interrupted() as terminated:
         code = _run(argv, prog)

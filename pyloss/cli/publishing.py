@@ -8,6 +8,7 @@ from typing import Any
 
 from pyloss.cli import invocation
 from pyloss.cli.commands.shared import Flags
+from pyloss.io.cards import CARD_FILE, is_unedited, write_card
 from pyloss.io.console import say
 from pyloss.io.files import read_json
 
@@ -34,7 +35,7 @@ def publish(
 
     `base` is the name of what it was made of; default: --model.
     """
-    from pyloss.model_card import CARD_FILE, is_unedited, model_card, write_card
+    from pyloss.model_card import model_card
 
     name = flags["push"].rpartition("/")[2] if flags["push"] else folder.resolve().name
     text = model_card(

@@ -59,12 +59,27 @@ def user_path(path: PathLike) -> Path:
     return Path(home)
 
 
-def check_target(path: PathLike, folder: bool = False) -> None:
+#: Endings by which programs know a format, and what a file with them is.
+_ENDINGS = {
+    ".gguf": "a GGUF file", ".safetensors": "a safetensors file", ".json": "a JSON file",
+    ".jsonl": "a file of JSON lines", ".csv": "a table", ".tsv": "a table",
+    ".parquet": "a Parquet file", ".html": "an HTML page", ".npz": "a file of NumPy's arrays",
+    ".bin": "a file of PyTorch's", ".pt": "a file of PyTorch's", ".pth": "a file of PyTorch's",
+    ".onnx": "an ONNX file", ".gz": "a compressed file", ".zst": "a compressed file",
+    ".zip": "an archive",
+}  # fmt: skip
+
+
+def check_target(path: PathLike, folder: bool = False, ending: str = "") -> None:
     """Refuses a file (or `folder`) that cannot be written, before work is done for it.
 
-    Missing parent folders will be made. Raises OSError naming the path.
+    Missing parent folders will be made. A name must not end like another format's: a folder's like
+    no file's, a file's as `ending`, such as ".gguf", or like no known format's.
+
+    Raises OSError naming the path, ValueError for its ending.
     """
     place = user_path(path)
+    _check_ending(place, os.fsdecode(path).endswith(os.sep), folder, ending)
     whole = Path(os.path.abspath(place))
     if whole.is_dir() != folder and whole.exists():
         number, what = (
@@ -83,6 +98,24 @@ def check_target(path: PathLike, folder: bool = False) -> None:
     if not os.access(above, os.W_OK | os.X_OK):
         raise OSError(
             errno.EACCES, f"cannot write: no permission to write into {above}", os.fspath(place)
+        )
+
+
+def _check_ending(place: Path, named_as_folder: bool, folder: bool, ending: str) -> None:
+    """See `check_target`. A folder that exists has proven its name."""
+    other = _ENDINGS.get(place.suffix.lower())
+    if folder and other and not place.exists():
+        ways = "; `pyloss export --to gguf` and `pyloss quantize --to q4_k_m` write GGUF files"
+        raise ValueError(
+            f"{place} is named like {other}, and a folder is written: give a folder's name"
+            f"{ways if 'GGUF' in other else ''}"
+        )
+    if not folder and named_as_folder:
+        raise ValueError(f"{place}{os.sep} is named like a folder, and a file is written")
+    if ending and other and place.suffix.lower() != ending:
+        raise ValueError(
+            f"{place} is named like {other}, and {_ENDINGS[ending]} is written: give a name that "
+            f"ends in {ending}"
         )
 
 

@@ -36,6 +36,24 @@ def make_folder(folder: Path, kind: str = "folder") -> None:
         ) from error
 
 
+@contextmanager
+def folder_for(folder: Path, kind: str = "folder") -> Iterator[None]:
+    """Makes `folder` and its parents; if the block fails, those that it made and that are empty go.
+
+    OSError as of `make_folder`.
+    """
+    places = [folder, *folder.parents]
+    missing = [place for place in places if not os.path.lexists(place)]
+    try:
+        make_folder(folder, kind)
+        yield
+    except BaseException:
+        with suppress(OSError):  # one that is not empty, and so the ones above it
+            for place in missing:
+                place.rmdir()
+        raise
+
+
 def set_aside(folder: Path, moved: Iterable[str], copied: Iterable[str] = ()) -> Path | None:
     """Moves the existing files of `moved` in `folder` into a new `previous-N`, and returns it.
 
@@ -83,7 +101,8 @@ def output(
     """Writes an output in the block: the files `names` of the folder `path`, or the file `path`.
 
     Makes and locks the folder. Existing files of these names are set aside, which the log says;
-    with `overwrite` they are removed once the block has succeeded. If it fails, they come back.
+    with `overwrite` they are removed once the block has succeeded. If it fails, they come back, and
+    a folder that was made here goes if it is empty.
 
     Raises:
         OSError: names the file or folder that cannot be made or written.
@@ -91,8 +110,8 @@ def output(
     """
     single = names is None
     folder = path.parent if single else path
-    make_folder(folder)
-    with locked(folder, f".{path.name[:100]}.lock" if single else LOCK_FILE):
+    lock = f".{path.name[:100]}.lock" if single else LOCK_FILE
+    with folder_for(folder), locked(folder, lock):
         if single and path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "is a folder: give the name of a file", str(path))
         aside = set_aside(folder, [path.name] if names is None else names)

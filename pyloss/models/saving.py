@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from pyloss.io.bars import bar, watched
-from pyloss.io.files import user_path, write_json, write_safetensors
-from pyloss.io.outputs import make_folder, output
+from pyloss.io.cards import CARD_FILE, has_own_card
+from pyloss.io.files import check_target, user_path, write_json, write_safetensors
+from pyloss.io.outputs import output
 from pyloss.models.config.families import Family
 from pyloss.models.config.model_config import ModelConfig
 from pyloss.models.files.names import expert_name, mlx_names, stack_names
@@ -86,8 +87,9 @@ def save_model(
     A model of more than `shard_size` bytes becomes model-00001-of-00003.safetensors and so on with
     an index; no file is larger, unless it holds a single tensor.
 
-    The files of a model in the folder move to `previous-N`, or are removed with `overwrite`; the
-    tokenizer's files stay if `tokenizer` is None.
+    The files of a model in the folder, its card included, move to `previous-N`, or are removed with
+    `overwrite`; the tokenizer's files stay if `tokenizer` is None. A README.md that is no card, or
+    was edited, stays.
 
     The configuration is that of the layers that the model has.
 
@@ -95,6 +97,7 @@ def save_model(
     OSError naming the path when it cannot be written.
     """
     refuse_adapters(model)
+    check_target(path, folder=True)
     if not model.layers:
         raise ValueError("the model has no layers: it cannot be saved")
     if dtype is not None and dtype not in DTYPES:
@@ -132,7 +135,6 @@ def save_model(
     if "quantization" not in config:  # mlx keeps experts stacked
         tensors = dict(_single_experts(tensors, model))
     folder = user_path(path)
-    make_folder(folder)
     with output(folder, _model_files(folder, tokenizer is not None), overwrite):
         _write_tensors(folder, tensors, _metadata(config), shard_size)
         write_json(folder / "config.json", config)
@@ -174,7 +176,9 @@ def _write_tensors(
 def _model_files(folder: Path, with_tokenizer: bool) -> list[str]:
     """The names of the files in `folder` that are a model's; a new model replaces all of them."""
     patterns = _MODEL_FILES + (_TOKENIZER_FILES if with_tokenizer else ())
-    return sorted({path.name for pattern in patterns for path in folder.glob(pattern)})
+    # The card is about the model that is replaced.
+    card = {CARD_FILE} if has_own_card(folder) else set()
+    return sorted(card | {path.name for pattern in patterns for path in folder.glob(pattern)})
 
 
 def _for_mlx(

@@ -1,5 +1,6 @@
 """Errors, signals and exit codes of all commands."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -55,7 +56,7 @@ from pyloss.cli import commands, main
         ([*TRAIN, "--report-to", "comet"], ["report_to is 'comet'; allowed: tensorboard, trackio"]),
         (
             [*TRAIN, "--adapter-path", "data/train.jsonl/x"],
-            ["data/train.jsonl/x", "cannot make the adapter folder"],
+            ["data/train.jsonl/x", "data/train.jsonl is not a folder"],
         ),
         (
             ["generate", "--max-tokens", "0"],
@@ -76,6 +77,59 @@ from pyloss.cli import commands, main
 def test_bad_input_is_one_line_and_code_2(world, capsys, argv, parts):
     lines = fails(capsys, argv, *parts)
     assert len(lines) == 1
+
+
+#: sitecustomize of a process to which Ctrl-C comes when it imports a module
+INTERRUPT = """
+import os, signal, sys
+
+class Interrupt:
+    def find_spec(name, path, target=None):
+        if name == os.environ["INTERRUPTED_AT"]:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupt)
+"""
+
+
+@pytest.mark.parametrize(
+    "module", ["numpy", "pyloss._core", "pyloss.cli.entry", "pyloss.cli.commands"]
+)
+@pytest.mark.parametrize("program", ["python -m pyloss", "pyloss"])
+def test_ctrl_c_while_modules_are_imported(tmp_path, program, module):
+    script = tmp_path / "pyloss"  # as pip writes it
+    script.write_text("import sys\nfrom pyloss.cli import main\nsys.exit(main())\n")
+    start = ["-m", "pyloss"] if program.startswith("python") else [str(script)]
+    done = started(tmp_path, module, [*start, "checkpoints", "."])
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "pyloss: interrupted\n")
+
+
+@pytest.mark.parametrize("at", ["pyloss.autograd", "pyloss.models"])
+def test_ctrl_c_in_a_program_that_imports_the_library(tmp_path, at):
+    script = tmp_path / "pyloss"
+    script.write_text(
+        "import sys\ntry:\n    import pyloss\n    if 'pyloss.models' in sys.argv[1]:\n"
+        "        pyloss.load\n    sys.exit('not interrupted')\n"
+        "except KeyboardInterrupt:\n    print('mine')\n"
+    )
+    other = tmp_path / "other.py"
+    other.write_text(script.read_text())
+    done = started(tmp_path, at, [str(other), at])
+    assert (done.returncode, done.stdout) == (0, "mine\n"), done.stderr
+    if at == "pyloss.models":  # after the imports, in a program with the command's name
+        done = started(tmp_path, at, [str(script), at])
+        assert (done.returncode, done.stdout) == (0, "mine\n"), done.stderr
+
+
+def started(folder, module, words):
+    """A process of Python that is interrupted when it imports the module."""
+    (folder / "sitecustomize.py").write_text(INTERRUPT)
+    path = os.pathsep.join([str(folder), str(Path(pyloss.__file__).parents[1])])
+    return subprocess.run(
+        [sys.executable, *words],
+        env={**os.environ, "PYTHONPATH": path, "INTERRUPTED_AT": module},
+        capture_output=True, text=True, timeout=120, cwd=folder,
+    )  # fmt: skip
 
 
 def test_bad_data_names_the_line(world, capsys):

@@ -1,6 +1,7 @@
 """`fuse`, `export`, `convert` and `eval`: refusals before anything is written, and messages."""
 
 import sys
+from pathlib import Path
 
 import pytest
 import tiny_project
@@ -192,16 +193,67 @@ def test_what_needs_no_model_is_refused_before_one_is_looked_for(project, capsys
         ),
         (
             [*EXPORT, "gguf", "--adapter-only", "--output", "adapters/adapters.safetensors"],
-            "another format; .gguf is usual",
+            "is named like a safetensors file, and a GGUF file is written",
         ),
         (
             [*EXPORT, "gguf", "--dequantize", "--output", "base/config.json"],
-            "another format; .gguf is usual",
+            "is named like a JSON file, and a GGUF file is written: give a name that ends in .gguf",
         ),
     ],
 )
 def test_no_command_writes_over_what_it_reads(project, capsys, argv, said):
     refused(capsys, [text.format(name=project.name) for text in argv], said)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["fuse", "--model", "none", "--save-path", "x.gguf"],
+        ["convert", "--model", "none", "--output", "x.gguf"],
+        ["prune", "none", "--keep", "1", "--output", "x.GGUF"],
+        ["quantize", "none", "--to", "q4", "--output", "new/x.gguf"],
+        ["export", "--model", "none", "--to", "hf", "--output", "x.gguf"],
+        ["export", "--model", "none", "--to", "ollama", "--output", "x.gguf"],
+        [*EXPORT, "peft", "--output", "x.gguf"],
+        ["train", "--model", "none", "--data", "data", "--adapter-path", "x.gguf"],
+        ["distill", "--teacher", "none", "--data", "data", "--write-teacher", "x.gguf"],
+    ],
+)
+def test_a_folder_is_not_named_like_a_file(project, capsys, argv):
+    refused(
+        capsys,
+        argv,
+        "is named like a GGUF file, and a folder is written: give a folder's name; "
+        "`pyloss export --to gguf` and `pyloss quantize --to q4_k_m` write GGUF files",
+    )
+    assert not Path("new").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["convert", "--model", "none", "--output", "x.safetensors"], "like a safetensors file"),
+        ([*EXPORT, "gguf", "--dequantize", "--output", "new/"], "new/ is named like a folder"),
+        (["quantize", "none", "--to", "q4_0", "--output", "new/"], "new/ is named like a folder"),
+        (
+            ["eval", "--data", "data", "--metric", "f1", "--output", "answers.csv"],
+            "is named like a table, and a file of JSON lines is written",
+        ),
+        (
+            ["generate", "--prompts", "data/train.jsonl", "--output", "answers.json"],
+            "is named like a JSON file, and a file of JSON lines is written",
+        ),
+    ],
+)
+def test_a_file_is_not_named_like_another_format(project, capsys, argv, said):
+    refused(capsys, argv, said)
+
+
+def test_a_folder_that_exists_has_proven_its_name(project, tmp_path):
+    place = tmp_path / "x.gguf"
+    place.mkdir()
+    assert main(["convert", "--model", "base", "--output", str(place)]) == 0
+    assert (place / "config.json").exists()
 
 
 def test_a_folder_without_permission(project, monkeypatch, capsys):

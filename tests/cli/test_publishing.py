@@ -5,7 +5,7 @@ import tiny_project
 from hub_server import TOKEN, hub, run_with
 
 from pyloss.cli import main
-from pyloss.model_card import is_unedited
+from pyloss.io.cards import is_unedited
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,21 @@ def test_commands_write_a_card(tmp_path, capsys, argv, parts):
     assert (place / "README.md").read_text() == "mine"
     assert f"kept {place / 'README.md'}, which is yours" in capsys.readouterr().err
     assert not list(place.glob("previous-*/README.md"))
+
+
+def test_a_card_goes_with_its_model(tmp_path):
+    place = tmp_path / "made"
+    assert main([*FUSE, str(place)]) == 0
+    first = (place / "README.md").read_bytes()
+    assert main(["convert", "--model", "base", "--output", str(place)]) == 0
+    assert (place / "previous-1" / "README.md").read_bytes() == first
+    assert not (place / "README.md").exists()  # that of the fused model said what is now wrong
+    assert main([*FUSE, str(place)]) == 0
+    assert main([*FUSE, str(place), "--overwrite"]) == 0
+    assert (place / "README.md").exists()
+    assert not [
+        path for path in place.glob("previous-*/README.md") if "previous-1" not in str(path)
+    ]
 
 
 def test_a_base_on_the_hub_can_be_named(tmp_path):

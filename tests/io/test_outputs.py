@@ -85,6 +85,26 @@ def test_an_output_that_fails_leaves_all_as_it_was(tmp_path):
     assert tree(tmp_path) == {"out/a": "old", "out/b": "old"}
 
 
+def test_folders_that_were_made_for_nothing_go(tmp_path):
+    new = tmp_path / "new" / "deep"
+    with pytest.raises(ZeroDivisionError), outputs.output(new, ["a"]):
+        (new / "a").write_text("half")
+        (new / "a").unlink()
+        1 / 0  # noqa: B018
+    with pytest.raises(KeyboardInterrupt), outputs.output(new / "a"):
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
+    # What was there stays, and so does what holds a file.
+    (tmp_path / "there").mkdir()
+    with pytest.raises(ZeroDivisionError), outputs.output(tmp_path / "there" / "new", ["a"]):
+        (tmp_path / "there" / "mine").write_text("mine")
+        1 / 0  # noqa: B018
+    with pytest.raises(ZeroDivisionError), outputs.output(new, ["a"]):
+        (tmp_path / "new" / "mine").write_text("mine")
+        1 / 0  # noqa: B018
+    assert tree(tmp_path) == {"there/mine": "mine", "new/mine": "mine"} and not new.exists()
+
+
 def test_a_file_and_being_told_to_replace_it(tmp_path, caplog):
     path = tmp_path / "deep" / "x.gguf"
     with caplog.at_level(logging.INFO, "pyloss"):

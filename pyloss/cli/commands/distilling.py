@@ -18,6 +18,7 @@ from pyloss.distillation.stored.folder import is_stored_teacher
 from pyloss.distillation.vocabularies import check_vocabularies
 from pyloss.errors import counted, size_text
 from pyloss.io.console import say
+from pyloss.io.files import check_target
 from pyloss.losses.hidden import KINDS as HIDDEN_LOSSES
 from pyloss.runtime import precision
 from pyloss.tuner.datasets import load_dataset
@@ -98,6 +99,7 @@ def _write(flags: Flags, folder: str, top_k: int | None, samples: int | None) ->
         )
     if top_k is not None and samples is not None:
         raise ValueError("give --top-k or --samples, not both")
+    check_target(folder, folder=True)
     teacher, tokenizer = models.load(source)
     train_set, valid_set, _ = load_dataset(settings, tokenizer, train=True, test=False)
     move(teacher, settings.device)

@@ -36,7 +36,7 @@ def evaluate(flags: Flags) -> int:
     settings = merge_settings(flags, flags.get("config"), defaults)
     settings.train, settings.test = split == "train", split == "test"
     if output is not None:
-        check_target(output)
+        check_target(output, ending=".jsonl")
     data = " ".join(source.name for source in read_sources(settings.data or "hf_dataset"))
     say(
         f"model {settings.model}, adapter {settings.adapter_path or 'none'}, "

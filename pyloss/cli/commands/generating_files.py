@@ -36,7 +36,7 @@ def check_files(flags: Flags) -> Records:
     if flags["output"] is None:
         raise ValueError("--prompts needs --output, the file that the answers are written to")
     source, target = user_path(flags["prompts"]), user_path(flags["output"])
-    check_target(target)
+    check_target(flags["output"], ending=".jsonl")
     if target.exists() and source.exists() and target.samefile(source):
         raise ValueError(f"--output {flags['output']} is the file of --prompts: give another")
     records = Records(source)

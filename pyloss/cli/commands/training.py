@@ -14,7 +14,7 @@ from pyloss.cli.commands.shared import Flags, move
 from pyloss.errors import counted
 from pyloss.io.bars import bar
 from pyloss.io.console import colored, out, say
-from pyloss.io.files import user_path
+from pyloss.io.files import check_target, user_path
 from pyloss.optim import Optimizer, Schedule, WarmUp, build_optimizer, build_schedule
 from pyloss.runtime import precision
 from pyloss.tuner.adapters.layout import adapter_place
@@ -53,6 +53,8 @@ def fit(flags: Flags, objective: Objective | None = None) -> int:
         raise ValueError(
             "the settings have a distillation section: pyloss distill runs and resumes them"
         )
+    if settings.train and not settings.preview:
+        _check_folder(settings.adapter_path)
     optimizer = make_optimizer(settings)
     model, tokenizer = models.load(settings.model)
     train_set, valid_set, test_set = load_dataset(settings, tokenizer)
@@ -88,6 +90,14 @@ def fit(flags: Flags, objective: Objective | None = None) -> int:
     if settings.test:
         print_loss(settings, model, test_set, "test")
     return 0
+
+
+def _check_folder(path: str) -> None:
+    """Refuses a place where a run cannot write its folder."""
+    if user_path(path).is_file() or checkpoint_file(path):
+        advice = "training writes a folder (--resume-adapter-file reads a file)"
+        raise ValueError(f"--adapter-path {path} is a file: {advice}")
+    check_target(path, folder=True)
 
 
 def make_optimizer(settings: SimpleNamespace) -> Optimizer:
@@ -157,9 +167,6 @@ def _train(
     from pyloss.tuner.utils import add_adapters, unfreeze_layers
 
     folder = user_path(settings.adapter_path)
-    if folder.is_file() or checkpoint_file(folder):
-        advice = "training writes a folder (--resume-adapter-file reads a file)"
-        raise ValueError(f"--adapter-path {settings.adapter_path} is a file: {advice}")
     pyloss.random.seed(settings.seed)
     if settings.fine_tune_type == "full":
         unfreeze_layers(model, settings.num_layers, settings.full_keys)

@@ -35,9 +35,9 @@ from pyloss.distillation.stored.samples import KEY_BYTES, Targets, targets_of
 from pyloss.distillation.vocabularies import vocabulary_hash
 from pyloss.errors import FormatError, choices, counted, size_text
 from pyloss.io.bars import watched
-from pyloss.io.files import PathLike, user_path
+from pyloss.io.files import PathLike, check_target, user_path
 from pyloss.io.locks import locked
-from pyloss.io.outputs import kept_note, make_folder, set_aside
+from pyloss.io.outputs import folder_for, kept_note, set_aside
 from pyloss.losses.head import fused, head
 from pyloss.tuner.data.batching import NoTargets
 from pyloss.tuner.losses import PART_TOKENS, PARTS_TOGETHER
@@ -121,11 +121,11 @@ def write_teacher(
         samples=len(stored),
         targets=sum(sample.targets for sample in stored.values()),
     )
+    check_target(path, folder=True)
     folder = user_path(path)
     index = _index_there(folder, settings, overwrite)
     _check_room(folder, settings, sum(shard.nbytes for shard in index.shards) if index else 0)
-    make_folder(folder)
-    with locked(folder):
+    with folder_for(folder), locked(folder):
         _write(teacher.eval(), stored, folder, settings, overwrite)
     return folder
 

@@ -145,7 +145,7 @@ def is_part_of(file: Path, path: Path) -> bool:
 
 def earlier_parts(path: Path) -> list[str]:
     """The names of the files of split models that were written as `path`."""
-    return sorted(file.name for file in path.parent.iterdir() if is_part_of(file, path))
+    return sorted(file.name for file in path.parent.glob("*") if is_part_of(file, path))
 
 
 def _in_parts(tensors: Sequence[GGUFTensor], used: int, most: int) -> list[list[GGUFTensor]]:

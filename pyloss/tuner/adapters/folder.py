@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from pyloss.io.files import read_json, user_path, write_json, write_safetensors
-from pyloss.io.outputs import make_folder, output
+from pyloss.io.files import check_target, read_json, user_path, write_json, write_safetensors
+from pyloss.io.outputs import folder_for, output
 from pyloss.models.files.names import (
     MLX_EXPERTS,
     MLX_MLP,
@@ -184,12 +184,15 @@ def save_adapter(
         raise ValueError("the model has no trainable weights to save; call unfreeze_layers first")
     if not (layers or full):
         raise ValueError("the model has no adapter; call linear_to_lora_layers first")
+    check_target(folder, folder=True)
     place = user_path(folder)
-    make_folder(place, "adapter folder")
     old = read_adapter_config(place)
     base = base_of(model)
     metadata = None if base is None else base.metadata()
-    with output(place, [*run_files(place), CONFIG_FILE], overwrite):
+    with (
+        folder_for(place, "adapter folder"),
+        output(place, [*run_files(place), CONFIG_FILE], overwrite),
+    ):
         if full:
             write_safetensors(place / MLX_FILE, model.trainable_parameters(), metadata)
             write_json(place / CONFIG_FILE, with_own_keys(config or {}, old), sort_keys=True)
