@@ -7,21 +7,23 @@ there Ctrl-C raises KeyboardInterrupt, as everywhere.
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import threading
-from types import FrameType
+from typing import Any
 
 _INTERRUPTED = 130
 
 
 def interrupt_as_usual() -> None:
     """Lets Ctrl-C raise KeyboardInterrupt again, for a command that handles it."""
+    import signal
+
     if signal.getsignal(signal.SIGINT) is _end:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _end(number: int, frame: FrameType | None) -> None:
+def _end(number: int, frame: Any) -> None:
+    import signal
+
     # In another program of the same name, which goes on after its imports.
     if not any(_is_importing(name) for name in ("pyloss", "pyloss.cli")):
         signal.default_int_handler(number, frame)
@@ -46,10 +48,18 @@ def _is_command() -> bool:
     return os.path.basename(program) == "pyloss"
 
 
-if (
-    _is_command()
-    and threading.current_thread() is threading.main_thread()
-    # Ctrl-C may be ignored, as in `nohup pyloss ... &`.
-    and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-):
-    signal.signal(signal.SIGINT, _end)
+def _begin() -> None:
+    # Imported here, since a program that imports the library need not wait for them.
+    import signal
+    import threading
+
+    if (
+        threading.current_thread() is threading.main_thread()
+        # Ctrl-C may be ignored, as in `nohup pyloss ... &`.
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    ):
+        signal.signal(signal.SIGINT, _end)
+
+
+if _is_command():
+    _begin()

@@ -106,6 +106,13 @@ def _joined(path: str, file: TensorFile, count: Any) -> TensorFile:
             if part.metadata.get(key) != wanted:
                 reason = f"it is {shown(part.metadata.get(key))}, and the other files say {wanted}"
                 raise FormatError(at, key, reason)
+        # llama.cpp and gguf-py write the metadata into the first file alone. Where others say them
+        # twice, they must say the same.
+        for key in part.metadata.keys() & first.metadata.keys():
+            said, wanted = part.metadata[key], first.metadata[key]
+            if said != wanted and not key.startswith("split."):
+                reason = f"it is {shown(said)}, and {first.path} says {shown(wanted)}"
+                raise FormatError(at, key, f"{reason}: files of two models")
         for tensor in part:
             if tensor in tensors:
                 raise FormatError(at, tensor, f"this tensor is in {tensors[tensor].path} too")

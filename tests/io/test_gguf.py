@@ -321,3 +321,34 @@ def test_files_of_two_split_models_are_refused(tmp_path):
     files[2].write_bytes(files[1].read_bytes())
     with pytest.raises(FormatError, match=r"split.no: it is 1, and the other files say 2"):
         read_gguf(files[0])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("general.name", "b", "general.name: it is 'b', and .*m-00001-of-00002.gguf says 'a'"),
+        (
+            "general.architecture",
+            "qwen2",
+            "it is 'qwen2', and .* says 'llama': files of two models",
+        ),
+        ("general.author", "b", None),  # the first file does not say it
+    ],
+)
+def test_files_of_two_models_of_one_layout_are_told_apart_by_what_both_say(
+    tmp_path, key, value, told
+):
+    said = {"general.architecture": "llama", "general.name": "a"}
+    for number, values in enumerate((said, {key: value})):
+        entries = [entry(name, 8, text(given)) for name, given in values.items()]
+        numbers = {"no": number, "count": 2, "tensors.count": 2}
+        entries += [entry(f"split.{k}", 2, struct.pack("<H", v)) for k, v in numbers.items()]
+        info = [tensor_info(f"t{number}", (8,), 0, 0)]
+        path = tmp_path / f"m-{number + 1:05}-of-00002.gguf"
+        path.write_bytes(gguf_file(entries, info, NORM.tobytes()))
+    for path in tmp_path.iterdir():
+        if told is None:
+            assert sorted(read_gguf(path)) == ["t0", "t1"]
+        else:
+            with pytest.raises(FormatError, match=told):
+                read_gguf(path)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -298,3 +299,34 @@ def test_rotary_frequencies_of_whatever_is_left_out_or_said_twice(tmp_path, chan
     frequencies, scale = rotary_frequencies(ours.rope_theta, ours.head_dim, ours.rope_scaling)
     np.testing.assert_allclose(frequencies, table.inv_freq.numpy(), rtol=1e-5)
     assert scale == pytest.approx(table.attention_scaling)
+
+
+@pytest.mark.parametrize(
+    ("name", "block"),
+    [
+        ("DeepseekV3Config", "latent attention (kv_lora_rank"),
+        ("DeepseekV2Config", "latent attention (kv_lora_rank"),
+        ("MambaConfig", "Mamba-1's selective scan"),
+        ("JambaConfig", "Mamba-1's selective scan (mamba_dt_rank"),
+        ("FalconH1Config", "Mamba-2 beside attention in one layer (mamba_d_ssm"),
+        ("NemotronHConfig", "layers of a mixer or an MLP alone (layers_block_type"),
+        ("RwkvConfig", "RWKV's time mixing (rescale_every"),
+        ("RecurrentGemmaConfig", "the RG-LRU recurrence (lru_width"),
+        ("Zamba2Config", "attention blocks shared between layers (hybrid_layer_ids"),
+        ("GptOssConfig", "experts with a clamped gate"),
+        ("GPTNeoXConfig", "attention and MLP side by side on one norm (use_parallel_residual"),
+        ("FalconConfig", "attention and MLP side by side on one norm (parallel_attn"),
+        ("Gemma3nTextConfig", "AltUp and LAuReL (altup_num_inputs"),
+        ("Llama4TextConfig", "attention in chunks (attention_chunk_size"),
+        ("StableLmConfig", "LayerNorm, which subtracts the mean (layer_norm_eps"),
+        ("BertConfig", "attention in both directions (type_vocab_size"),
+        ("BartConfig", "an encoder beside the decoder (encoder_layers"),
+    ],
+)
+def test_a_family_that_is_unknown_is_refused_by_the_block_it_needs(tmp_path, name, block):
+    """As transformers writes its configuration."""
+    # Not the differences from the defaults, which may leave out the key.
+    path = tmp_path / "config.json"
+    path.write_text(getattr(transformers, name)().to_json_string(use_diff=False))
+    with pytest.raises(ValueError, match=f"not supported: it needs {re.escape(block)}"):
+        ModelConfig.from_hf(path)

@@ -31,6 +31,7 @@ from pyloss.models.config.mamba import (
     GGUF_KINDS as MAMBA_KINDS,
     read_gguf_mamba,
 )
+from pyloss.models.config.missing_blocks import missing_block
 from pyloss.models.config.mixture import read_gguf_mixture
 from pyloss.models.config.rope_scaling import (
     GGUF_ALL_DIM,
@@ -135,10 +136,6 @@ _DEFAULTS = {
     "rope.scaling.finetuned": True,
     **dict.fromkeys(key for key in GEMMA4_KEYS if key not in _OF_EXPERTS | _OF_SIZED_EXPERTS),
 }
-# What pyloss lacks for architectures that are near to others.
-_LACKING = {
-    "gemma-embedding": ", since it has attention in both directions",
-}
 #: The tensors of longrope's short and long factors.
 LONGROPE_FACTORS = ("rope_factors_short.weight", "rope_factors_long.weight")
 _TOKENS = ("bos", "eos", "padding")
@@ -235,8 +232,9 @@ def _read(metadata: Mapping[str, Any], path: str | os.PathLike[str]) -> tuple[st
         known = {own for own in alike.values() if own is not None} | {GGUF_ARCHITECTURE}
         supported = ", ".join(sorted(known))
         kind = "architecture with experts" if sparse else "architecture"
+        own = {key.removeprefix(f"{arch}."): value for key, value in metadata.items()}
         raise ValueError(
-            f"{path}: GGUF {kind} {shown(arch)} is not supported{_LACKING.get(arch, '')}; "
+            f"{path}: GGUF {kind} {shown(arch)} is not supported{missing_block(arch, own)}; "
             f"supported are {supported}"
         )
     # Families may share an architecture: one has windows in some layers, no rotary positions, or a

@@ -26,6 +26,7 @@ from pyloss.models.config.gemma4 import KEYS as GEMMA4_KEYS, read_hf_gemma4
 from pyloss.models.config.known_keys import MAMBA_KEYS, refuse_hf_keys, refuse_rope_keys
 from pyloss.models.config.lfm2 import READ as LFM2_READ, plain_keys
 from pyloss.models.config.mamba import read_hf_mamba, read_hf_types
+from pyloss.models.config.missing_blocks import missing_block
 from pyloss.models.config.mixture import read_hf_mixture
 from pyloss.models.config.rope_scaling import read_hf_scaling
 from pyloss.models.config.values import (
@@ -164,7 +165,8 @@ def read_hf_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     model_type = Values(path, content, {"model_type": TEXT}, {})["model_type"]
     if model_type not in FAMILIES:
         raise ValueError(
-            f"{path}: model_type {shown(model_type)} is not supported; "
+            f"{path}: model_type {shown(model_type)} is not supported"
+            f"{missing_block(model_type, content)}; "
             f"supported are {', '.join(FAMILIES)}"
         )
     family = FAMILIES[model_type]

@@ -104,14 +104,16 @@ def write_gguf_file(
 
     A model of more than `most` bytes is split: files NAME-00001-of-00003.gguf and so on, none of
     which is larger, unless it holds a single tensor. The first one has the metadata; its path is
-    returned.
+    returned. The keys of `general` are in all of them, which tells files of two models apart.
 
     Raises:
         ImportError: the `gguf` package is missing; names what installs it.
         OSError: naming `path`.
     """
     gguf, path = library(), user_path(path)
-    parts = [list(tensors)] if most is None else _in_parts(tensors, _size(metadata), most)
+    shared = {key: value for key, value in metadata.items() if key.startswith("general.")}
+    sizes = _size(metadata), _size(shared)
+    parts = [list(tensors)] if most is None else _in_parts(tensors, *sizes, most)
     paths = [path]
     if len(parts) > 1:
         paths = [path.with_name(part_name(path, i, len(parts))) for i in range(len(parts))]
@@ -119,7 +121,7 @@ def write_gguf_file(
         for i, (part, place) in enumerate(zip(parts, paths, strict=True)):
             writer = gguf.GGUFWriter(files.enter_context(replacing(place)), architecture)
             try:
-                for key, value in metadata.items() if i == 0 else ():
+                for key, value in (metadata if i == 0 else shared).items():
                     _add_value(gguf, writer, key, value)
                 if len(parts) > 1:
                     writer.add_uint16("split.no", i)
@@ -148,14 +150,17 @@ def earlier_parts(path: Path) -> list[str]:
     return sorted(file.name for file in path.parent.glob("*") if is_part_of(file, path))
 
 
-def _in_parts(tensors: Sequence[GGUFTensor], used: int, most: int) -> list[list[GGUFTensor]]:
-    """The tensors of each file; `used` bytes of the first one are metadata."""
+def _in_parts(
+    tensors: Sequence[GGUFTensor], first: int, others: int, most: int
+) -> list[list[GGUFTensor]]:
+    """The tensors of each file; so many bytes of the first one and of the others are metadata."""
+    used = first
     parts: list[list[GGUFTensor]] = [[]]
     for tensor in tensors:
         size = -(-_tensor_bytes(tensor) // _ALIGNMENT) * _ALIGNMENT + len(tensor.name) + _INFO_BYTES
         if parts[-1] and used + size > most:
             parts.append([])
-            used = _SPLIT_BYTES
+            used = others
         parts[-1].append(tensor)
         used += size
     if len(parts) > _MOST_PARTS:

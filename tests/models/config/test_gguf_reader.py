@@ -334,7 +334,12 @@ def test_dense_layers_in_gguf_are_not_counted_beyond_any_model():
     [
         (
             {"general.architecture": "mamba"},
-            "architecture 'mamba' is not supported; supported are .*gemma3, .*llama",
+            "architecture 'mamba' is not supported: it needs Mamba-1's selective scan, which "
+            "pyloss lacks; supported are .*gemma3, .*llama",
+        ),
+        (
+            {"general.architecture": "deepseek2", "deepseek2.attention.kv_lora_rank": 512},
+            r"needs latent attention \(attention.kv_lora_rank 512\), which pyloss lacks; supported",
         ),
         ({"llama.expert_count": 8}, "llama.expert_used_count: this key is missing"),
         ({"llama.expert_count": 8, "llama.expert_used_count": 9}, "cannot visit 9 of 8 experts"),
@@ -344,7 +349,7 @@ def test_dense_layers_in_gguf_are_not_counted_beyond_any_model():
         ),
         (
             {"general.architecture": "gemma-embedding"},
-            "is not supported, since it has attention in both directions; supported are",
+            "not supported: it needs attention in both directions, which pyloss lacks; supported",
         ),
         (
             {"general.architecture": "qwen2", "qwen2.expert_count": 8},
