@@ -6,6 +6,9 @@ them for its second run.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 
 from pyloss.checks.numbers import whole
@@ -39,6 +42,22 @@ def next_seed() -> int:
     words = np.random.SeedSequence((_state["seed"], _state["counter"])).generate_state(1, np.uint64)
     _state["counter"] += 1
     return int(words[0] >> np.uint64(1))
+
+
+@contextmanager
+def branch(number: int) -> Iterator[None]:
+    """In the block, seeds come from a sequence of this `number`'s own, which begins here.
+
+    Afterwards the state has moved on by one seed, however many the block drew. So processes that
+    draw unlike numbers of seeds keep the same state.
+    """
+    own = np.random.SeedSequence((next_seed(), number)).generate_state(1, np.uint64)
+    before = state()
+    _state.update(seed=int(own[0] >> np.uint64(1)), counter=0)
+    try:
+        yield
+    finally:
+        set_state(before)
 
 
 def generator() -> np.random.Generator:

@@ -72,3 +72,17 @@ def test_numpy_integers_are_seeds():
     first = draws()
     pyloss.random.seed(5)
     assert draws() == first
+
+
+def test_a_branch_moves_the_state_by_one_seed():
+    random.seed(5)
+    drawn = {}
+    for number in (0, 1):
+        random.set_state({"seed": 5, "counter": 3})
+        with random.branch(number):
+            drawn[number] = [random.next_seed() for _ in range(number + 2)]
+        assert random.state() == {"seed": 5, "counter": 4}
+    assert not set(drawn[0]) & set(drawn[1])
+    random.set_state({"seed": 5, "counter": 3})
+    with random.branch(1):
+        assert random.next_seed() == drawn[1][0]

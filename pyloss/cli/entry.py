@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -16,12 +17,18 @@ from typing import Any
 from pyloss import starting
 from pyloss.cli import invocation
 from pyloss.cli.flags import build_parser
+from pyloss.cli.parser import UsageError
+from pyloss.distributed import Launch, faults, launch
 from pyloss.errors import DeviceError, cut
 from pyloss.io import bars, console
 
 #: The errors of bad input and of a machine that lacks something. Others are bugs, and show a
 #: traceback.
 BAD_INPUT = (ValueError, OSError, ImportError, NotImplementedError, MemoryError, DeviceError)
+
+
+#: the commands that divide their work among the ranks of mpirun or srun
+TOGETHER = ("train", "distill", "eval", "generate")
 
 
 class Terminated(KeyboardInterrupt):
@@ -103,6 +110,7 @@ def _run(argv: Sequence[str] | None, prog: str) -> int:
         arguments = vars(parser.parse_args(argv))
         invocation.remember(sys.argv[1:] if argv is None else argv)
         command = arguments.pop("command")
+        _check_launch(command, launch())
         both = [bool(arguments.pop(f"messages_{name}")) for name in ("quiet", "verbose")]
         if all(both):
             raise ValueError("--quiet and --verbose are given: give one of them")
@@ -167,8 +175,36 @@ def _fail(error: BaseException, code: int, text: str, verbose: bool = False) -> 
         import traceback
 
         console.say("".join(traceback.format_exception(error)).rstrip(), always=True)
-    console.say(f"pyloss: {' '.join(text.split())}", always=True)
+    line = f"pyloss: {' '.join(text.split())}"
+    if not faults.fail(line, code):
+        if _speaks(error):
+            console.say(line, always=True)
+        else:
+            time.sleep(faults.TOGETHER_SECONDS)  # the launcher ends all when the first one ends
     return code
+
+
+def _check_launch(command: str, found: Launch | None) -> None:
+    """Raises UsageError for a command that several ranks would run each for itself."""
+    if found is not None and found.size > 1 and command not in TOGETHER:
+        raise UsageError(
+            f"{found.launcher} started {found.size} processes, and pyloss {command} works in one: "
+            f"start it by itself (several can {', '.join(TOGETHER)})"
+        )
+
+
+def _speaks(error: BaseException) -> bool:
+    """Whether this process prints an error from before it joined others.
+
+    All ranks have the same command line, so rank 0 speaks for all about that.
+    """
+    if not isinstance(error, UsageError):
+        return True
+    try:
+        found = launch()
+    except ValueError:
+        return True
+    return found is None or found.rank == 0
 
 
 def _complete(parser: Any) -> None:

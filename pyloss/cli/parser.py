@@ -139,7 +139,9 @@ def ignored_flag(add: Callable[..., Any]) -> None:
     )
 
 
-def data_flags(group: Any, batch_text: str = "samples in a batch") -> None:
+def data_flags(
+    group: Any, batch_text: str = "samples in a batch, of each process under mpirun"
+) -> None:
     setting(
         group,
         "--data",
@@ -195,6 +197,16 @@ def device_flag(group: Any) -> None:
         group,
         "--device",
         "device to compute on: cpu or opencl:<number> (default: cpu)",
+        metavar="NAME",
+    )
+
+
+def distributed_flag(group: Any) -> None:
+    setting(
+        group,
+        "--distributed",
+        "work together with the other processes of mpirun or srun: auto, where one of them "
+        "started this process; off; mpi",
         metavar="NAME",
     )
 

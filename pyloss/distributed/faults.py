@@ -11,10 +11,12 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
+
+import numpy as np
 
 from pyloss.distributed.group import Group
 from pyloss.io.console import say
@@ -29,34 +31,31 @@ def end_all_together(group: Any) -> None:
     """From now on, an exception that ends this process ends all processes of `group`."""
     global _ended
     _ended = group
-    before = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if issubclass(kind, KeyboardInterrupt) and str(error):
-            fail(f"{error}", 130)
+            fail(str(error), 130)
         else:
-            text = "".join(traceback.format_exception(kind, error, trace)).rstrip()
-            fail(text, 1)
-        if _ended is None:
-            before(kind, error, trace)
+            fail("".join(traceback.format_exception(kind, error, trace)).rstrip(), 1)
 
     sys.excepthook = hook
 
 
-def fail(text: str, code: int) -> None:
-    """Print the message of a failure; end all ranks if the others did not fail, too.
+def fail(text: str, code: int) -> bool:
+    """Print the message of a failure, and end all ranks if the others did not fail, too.
 
-    Without a group of several ranks the message is printed, and that is all.
+    Returns false, without a message, where there is no group of several ranks.
     """
     group = _ended
     if group is None:
-        say(text, always=True)
-    elif group.all_failed(TOGETHER_SECONDS):
+        return False
+    if group.all_failed(TOGETHER_SECONDS):
         if group.rank() == 0:
             say(text, always=True)
     else:
         say(f"{group.name()}: {text}", always=True)
         group.abort(code)
+    return True
 
 
 class Stop:
@@ -64,11 +63,18 @@ class Stop:
 
     The ranks of a group must stop after the same step, so that none waits for another. A signal
     only leaves its number here; the loop asks `agreed` between two steps.
+    The votes may also go with another sum of the ranks.
+
+    Attributes:
+        together: whether all ranks have been told to stop.
     """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self, group: Group) -> None:
         self.group = group
         self.number: int = 0
+        self.together = False
         self.previous: dict[int, Any] = {}
 
     def _seen(self, number: int, frame: FrameType | None) -> None:
@@ -82,15 +88,20 @@ class Stop:
             handler(number, frame)
         raise KeyboardInterrupt
 
-    def check(self, number: int) -> None:
-        """Raise as the handler of signal `number` does: on all ranks, for the one of any rank."""
-        if number:
-            self.number = 0
-            self._interrupt(number, None)
+    def votes(self) -> list[float]:
+        """Numbers that the ranks add, for `check`."""
+        return [float(self.number == number) for number in self.SIGNALS]
+
+    def check(self, votes: Sequence[float]) -> None:
+        """Raise as the signal's handler does, on all ranks, if the sum of `votes` has a signal."""
+        for number, count in zip(self.SIGNALS, votes, strict=True):
+            if count:
+                self.number, self.together = 0, True
+                self._interrupt(number, None)
 
     def agreed(self) -> None:
         """Raise on all ranks if any of them has got a signal."""
-        self.check(self.group.most(self.number))
+        self.check(self.group.all_sum(np.array(self.votes())).tolist())
 
 
 @contextmanager
@@ -98,7 +109,7 @@ def stopping_together(group: Group) -> Iterator[Stop]:
     """Ctrl-C and SIGTERM wait in the block for `Stop.check`; in a group of one they do not."""
     stop = Stop(group)
     if group.size() > 1 and threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in Stop.SIGNALS:
             stop.previous[number] = signal.signal(number, stop._seen)
     try:
         yield stop

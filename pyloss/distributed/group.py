@@ -37,6 +37,10 @@ class Group:
         """The number of processes on this machine."""
         return 1
 
+    def hosts(self) -> list[str]:
+        """The machines of the ranks, each once, in the order of their first ranks."""
+        return [socket.gethostname()]
+
     def name(self, rank: int | None = None) -> str:
         """ "rank 3 on node17": how messages name a process; None: this one."""
         return f"rank 0 on {socket.gethostname()}"
@@ -88,13 +92,9 @@ class Group:
             raise raised_there
         return result
 
-    def most(self, number: int) -> int:
-        """The largest of the ranks' numbers."""
-        return number if self.size() == 1 else max(self.all_gather(number))
-
     def any(self, flag: bool) -> bool:
         """Whether the flag of any rank is set."""
-        return bool(self.most(int(flag)))
+        return flag if self.size() == 1 else bool(self.all_sum(np.array([int(flag)]))[0])
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(rank {self.rank()} of {self.size()})"

@@ -65,6 +65,9 @@ class MPIGroup(Group):
     def local_size(self) -> int:
         return self._local[1]
 
+    def hosts(self) -> list[str]:
+        return list(dict.fromkeys(self._hosts))
+
     def name(self, rank: int | None = None) -> str:
         number = self._rank if rank is None else rank
         return f"rank {number} on {self._hosts[number]}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from typing import Any
 
 from pyloss.checks.numbers import shown
@@ -69,6 +70,9 @@ def _joined(backend: str) -> Group:
     if group.size() > 1:
         faults.end_all_together(group)
         placement.share(group)
+        if group.rank():
+            # Rank 0 warns for all; an error is said by the rank that meets it.
+            logging.getLogger("pyloss").setLevel(logging.ERROR)
     return group
 
 

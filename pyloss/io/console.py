@@ -88,12 +88,20 @@ _out, _err = Console("stdout"), Console("stderr")
 _bar: Any = None
 #: whether messages are left out; results and errors are written
 _quiet = False
+#: whether results are left out, too
+_silent = False
 
 
 def be_quiet(quiet: bool) -> None:
     """Leaves out the lines of `say` and of progress from now on, or not; see `begin`."""
     global _quiet
     _quiet = quiet
+
+
+def be_silent() -> None:
+    """Leaves out results as well, until `begin`: another process writes them for this one."""
+    global _silent, _quiet
+    _silent = _quiet = True
 
 
 def is_quiet() -> bool:
@@ -131,6 +139,8 @@ def out(text: str, end: str = "\n", flush: bool = False, foreign: bool = False) 
     On a terminal, control characters of `foreign` text, such as a model's, are escaped: they could
     move the cursor, or make the terminal answer.
     """
+    if _silent:
+        return
     if foreign and _out.isatty():
         text = visible(text)
     if _log_lost is not None:
@@ -183,8 +193,9 @@ def begin() -> None:
 
     Otherwise the next open file would get that descriptor, and a library's output would go into it.
     """
-    global _lost, _log_lost
+    global _lost, _log_lost, _silent
     _lost = _log_lost = None
+    _silent = False
     be_quiet(False)
     for descriptor in (0, 1, 2):
         try:

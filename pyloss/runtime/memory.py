@@ -17,6 +17,11 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
+def mapped_memory() -> int:
+    """Return the resident bytes of mapped files, which processes share; 0 where not known."""
+    return _listed("/proc/self/status", "RssFile") or 0
+
+
 def free_memory() -> int | None:
     """Return the memory that processes can still get, in bytes; None where it is not known."""
     return _listed("/proc/meminfo", "MemAvailable")

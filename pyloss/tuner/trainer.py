@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from pyloss.distributed import Group, group_of
 from pyloss.runtime.precision import matmul_precision
 from pyloss.tuner.callbacks import TrainingCallback
 from pyloss.tuner.data.batching import iterate_batches
@@ -51,6 +52,7 @@ def train(
     loss: Callable[..., Any] = default_loss,
     iterate_batches: Callable[..., Any] = iterate_batches,
     training_callback: TrainingCallback | None = None,
+    group: Group | None = None,
 ) -> TrainingResult:
     """Train the model's trainable parameters and save them; `run/checkpoints.py` lists the files.
 
@@ -67,6 +69,9 @@ def train(
             (see `tuner.losses.ModelAndLoss`) are trained too. Only the run's state keeps them.
         iterate_batches: called with mlx-lm's keywords; yields the arguments of `loss` after the
             model.
+        group: the ranks that train together (`pyloss.distributed`); None: all processes that MPI's
+            launcher started. `batch_size` is that of each rank, gradients are summed over them, and
+            rank 0 prints, saves and calls `training_callback`.
 
     Raises:
         KeyboardInterrupt: after Ctrl-C; a run with a folder is saved, the message says where.
@@ -80,5 +85,12 @@ def train(
     args = args or TrainingArgs()
     with matmul_precision(args.matmul_precision):
         return TrainingRun(
-            model, optimizer, train_dataset, val_dataset, args, loss, iterate_batches
+            model,
+            optimizer,
+            train_dataset,
+            val_dataset,
+            args,
+            loss,
+            iterate_batches,
+            group_of(group),
         ).run(training_callback)

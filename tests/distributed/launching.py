@@ -23,7 +23,8 @@ needs_mpi = pytest.mark.skipif(
 def environment(**more):
     """The environment of ranks: a thread each, and none of a launcher that runs the tests."""
     package = str(Path(pyloss.__file__).parents[1])
-    helpers = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "tuner")]
+    tests = Path(__file__).parents[1]
+    helpers = [str(tests / room) for room in ("distributed", "models", "tuner")]
     paths = [package, *helpers, os.environ.get("PYTHONPATH", "")]
     own = {"PYTHONPATH": os.pathsep.join(paths), "PYLOSS_NUM_THREADS": "1", **more}
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("OMPI_", "PMI", "SLURM_"))}

@@ -19,6 +19,7 @@ from pyloss.tuner.run.metrics import METRICS_FILE
 
 WORDS = words_of(
     "tuner/run/checkpoints",
+    "tuner/run/restoring",
     "tuner/run/training_run",
     "tuner/data/batching",
     "optim/optimizer",

@@ -2,16 +2,14 @@
 
 import numpy as np
 import pytest
+from drawn import Drawn
 from slopes import gradient_error
 
 import pyloss
 from pyloss.models.building import build_model
 from pyloss.models.config.mixture import Mixture
 from pyloss.models.config.model_config import ModelConfig
-from pyloss.models.synthetic import RandomSource
 from pyloss.tuner.utils import unfreeze_layers
-from pyloss.weights.stack import WeightStack
-from pyloss.weights.weight import Weight
 
 SMALL = {
     "vocab_size": 17,
@@ -43,24 +41,6 @@ FAMILIES = {
     },
     "ministral3": {"rope_scaling": YARN, "llama_4_scaling_beta": 0.5},
 }
-
-
-class Drawn(RandomSource):
-    """Every matrix, and every bias, has its own numbers: equal experts would hide wrong routing."""
-
-    def __init__(self):
-        super().__init__("f32")
-        self._rng = np.random.default_rng(2)
-
-    def array(self, name, *shape, rotary=False):
-        return self._rng.standard_normal(shape).astype(np.float32) / 3
-
-    def matrix(self, name, rows, cols, rotary=False):
-        values = self._rng.standard_normal((rows, cols)) / np.sqrt(cols)
-        return Weight.quantize(values.astype(np.float32), "f32")
-
-    def experts(self, name, count, rows, cols):
-        return WeightStack([self.matrix(name, rows, cols) for _ in range(count)])
 
 
 def model(family, **sizes):

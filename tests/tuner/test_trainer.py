@@ -14,7 +14,7 @@ from pyloss import nn, optim
 from pyloss.runtime.precision import matmul_precision
 from pyloss.tuner.data.batching import BatchIterator
 from pyloss.tuner.datasets import CacheDataset
-from pyloss.tuner.run import training_run
+from pyloss.tuner.run import run_reports, training_run
 from pyloss.tuner.run.args import TrainingArgs
 from pyloss.tuner.run.evaluation import evaluate
 from pyloss.tuner.run.plan import describe_plan, estimate_memory
@@ -299,7 +299,8 @@ def timed(monkeypatch, step=10.0):
     """Makes a clock that a batch of training advances by `step` seconds; returns its loss."""
     clock = SimpleNamespace(now=0.0)
     fake = SimpleNamespace(perf_counter=lambda: clock.now, monotonic=lambda: clock.now)
-    monkeypatch.setattr(training_run, "time", fake)
+    for module in (training_run, run_reports):
+        monkeypatch.setattr(module, "time", fake)
 
     def loss(model, batch, lengths):
         if model.training:

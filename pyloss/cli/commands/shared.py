@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pyloss
-from pyloss.io.console import say
+from pyloss.distributed import Group, init
+from pyloss.io.console import be_silent, say
 from pyloss.io.files import user_path
 from pyloss.models.files.gguf_writer import is_part_of
 from pyloss.tuner.data.system_prompt import system_prompt_of
@@ -17,6 +18,14 @@ Flags = dict[str, Any]
 def flag_text(name: str) -> str:
     """The flag of a key, as it is written on the command line."""
     return f"--{name.replace('_', '-')}"
+
+
+def join(backend: str) -> Group:
+    """The group of --distributed; on all ranks but the first one nothing is printed from now on."""
+    group = init(backend)
+    if group.rank():
+        be_silent()
+    return group
 
 
 def move(model: Any, device: str | None) -> None:

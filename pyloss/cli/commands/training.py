@@ -10,7 +10,8 @@ from typing import Any
 
 import pyloss.random
 from pyloss import models
-from pyloss.cli.commands.shared import Flags, move
+from pyloss.cli.commands.shared import Flags, join, move
+from pyloss.distributed import Group, group_of
 from pyloss.errors import counted
 from pyloss.io.bars import bar
 from pyloss.io.console import colored, out, say
@@ -40,8 +41,9 @@ def train(flags: Flags) -> int:
 def fit(flags: Flags, objective: Objective | None = None) -> int:
     """Trains, tests or previews as the flags say; with an `objective` the run is a distillation."""
     settings = merge_settings(flags, flags.get("config"))
+    group = join(settings.distributed)
     if settings.train and settings.resume:
-        settings = _resumed(settings, flags)
+        settings = _resumed(settings, flags, group.size())
     if not (settings.train or settings.test):
         raise ValueError("nothing to do: train and test are both false")
     if settings.resume and settings.resume_adapter_file:
@@ -80,7 +82,7 @@ def fit(flags: Flags, objective: Objective | None = None) -> int:
                 CacheDataset(data) if len(data) else data for data in (train_set, valid_set)
             )
             loss = objective(settings, model, tokenizer, train_set, valid_set)
-        _train(settings, model, optimizer, train_set, valid_set, loss)
+        _train(settings, model, optimizer, train_set, valid_set, loss, group)
     else:
         from pyloss.tuner.utils import load_adapters
 
@@ -112,10 +114,20 @@ def make_optimizer(settings: SimpleNamespace) -> Optimizer:
     )
 
 
-def _resumed(settings: SimpleNamespace, flags: Flags) -> SimpleNamespace:
-    """The settings of --resume: flags, then the YAML file, then the settings of the run."""
+def _resumed(settings: SimpleNamespace, flags: Flags, ranks: int) -> SimpleNamespace:
+    """The settings of --resume: flags, then the YAML file, then the settings of the run.
+
+    The run's batches stay as they were, so that each of the `ranks` has its part of them.
+    """
     saved = read_adapter_config(user_path(settings.adapter_path))
     of_run = resumed_settings(saved) if "peft_type" not in saved else {}
+    if samples := of_run.get("batch_size"):
+        of_run["batch_size"] = samples // ranks
+        if samples % ranks:
+            raise ValueError(
+                f"the run to resume in {settings.adapter_path} has batches of {samples} samples, "
+                f"which {ranks} ranks cannot share: their number must divide {samples}"
+            )
     settings = merge_settings(flags, flags.get("config"), of_run)
     before = SimpleNamespace(**{"mask_prompt": False, "train_on": None, **of_run})
     if of_run and _trained_on(settings) != (trained := _trained_on(before)):
@@ -162,6 +174,7 @@ def _train(
     train_set: Any,
     valid_set: Any,
     loss: Callable[..., Any],
+    group: Group,
 ) -> None:
     from pyloss.tuner.trainer import TrainingArgs, train as run
     from pyloss.tuner.utils import add_adapters, unfreeze_layers
@@ -181,14 +194,20 @@ def _train(
         **{name: getattr(settings, name) for name in _SHARED},
         steps_per_save=settings.save_every,
         adapter_file=folder / ADAPTER_FILE,
-        adapter_config=vars(settings) | (model.adapter_config or {}),
+        # The samples of all ranks: as many as one rank would need for the same run.
+        adapter_config=vars(settings)
+        | {"batch_size": settings.batch_size * group.size()}
+        | (model.adapter_config or {}),
     )
-    callback = get_reporting_callbacks(
-        settings.report_to, settings.project_name, str(folder), vars(settings)
-    )
+    callback = None
+    if group.rank() == 0:
+        callback = get_reporting_callbacks(
+            settings.report_to, settings.project_name, str(folder), vars(settings)
+        )
     try:
         valid = valid_set or None
-        run(model, optimizer, train_set, valid, args, loss=loss, training_callback=callback)
+        sets = (train_set, valid)
+        run(model, optimizer, *sets, args, loss=loss, training_callback=callback, group=group)
     finally:
         if callback is not None:
             callback.close()
@@ -221,7 +240,7 @@ def print_loss(settings: SimpleNamespace, model: Any, dataset: Any, split: str) 
     with precision.matmul_precision(settings.matmul_precision):
         try:
             limit, size = settings.test_batches, settings.batch_size
-            count = -(-len(dataset) // size)
+            count = -(-len(dataset) // (size * group_of().size()))
             with bar("test loss", count if limit < 0 else min(limit, count), "batch") as shown:
                 loss = measure(
                     model,
@@ -237,7 +256,7 @@ def print_loss(settings: SimpleNamespace, model: Any, dataset: Any, split: str) 
     count = (
         len(dataset)
         if settings.test_batches == -1
-        else min(len(dataset), settings.test_batches * settings.batch_size)
+        else min(len(dataset), settings.test_batches * size * group_of().size())
     )
     out(f"loss {loss:.4f}, perplexity {perplexity:.4f}, {counted(count, 'sample')}")
 

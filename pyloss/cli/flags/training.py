@@ -9,6 +9,7 @@ from pyloss.cli.parser import (
     command,
     data_flags,
     device_flag,
+    distributed_flag,
     precision_flag,
     real,
     setting,
@@ -115,6 +116,7 @@ def run_flags(parser: Any, lora_alpha: str = "--alpha") -> None:
     )
     group = parser.add_argument_group("optimization")
     device_flag(group)
+    distributed_flag(group)
     setting(group, "--iters", "batches to train on", type=whole)
     setting(
         group,

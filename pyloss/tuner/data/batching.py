@@ -6,7 +6,7 @@ Iteration can resume at any batch.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -75,8 +75,10 @@ class BatchIterator(Iterator[Batch]):
 
     The constructor tokenizes all samples. It cuts samples to `max_seq_length` tokens and skips
     samples without a target in them; a warning with the counts is logged once per dataset. A
-    short last batch is used like any other. With a `comm_group` of n workers (`rank()`,
-    `size()`), each worker takes every n-th row of every batch. The order depends only on `seed`
+    short last batch is used like any other. The workers of a `comm_group` (`rank()`, `size()`)
+    share the rows of every batch, so that they have like numbers of tokens: batches are those of
+    one worker. A worker's part of a batch with few rows may have none: `batch` is then [0, 0]. The
+    order depends only on `seed`
     (None means 0) and the epoch. `state()` returns the position in that order; `set_state()`
     resumes from it.
 
@@ -86,9 +88,9 @@ class BatchIterator(Iterator[Batch]):
 
     Raises:
         NoTargets: no sample has a target (a `ValueError`).
-        ValueError: an empty dataset, fewer usable samples than workers, a `batch_size` that is not
-            a positive multiple of the number of workers, `max_seq_length` < 2, a negative `seed`,
-            or, if `vocab_size` is given, a token id outside [0, vocab_size).
+        ValueError: an empty dataset, a `batch_size` that is not a positive multiple of the number
+            of workers, `max_seq_length` < 2, a negative `seed`, or, if `vocab_size` is given, a
+            token id outside [0, vocab_size).
     """
 
     def __init__(
@@ -120,20 +122,20 @@ class BatchIterator(Iterator[Batch]):
         self._epoch = self._position = 0
         self.seed = 0 if seed is None else seed
         self.report = BatchReport(samples=len(self._dataset), max_seq_length=max_seq_length)
-        order = self._usable(vocab_size)
-        if len(order) < size:
-            raise ValueError(
-                f"{len(order)} usable sample(s) are too few for {size} workers: {self.report.text}"
-            )
+        lengths = self._usable(vocab_size)
+        order = sorted(lengths, key=lambda i: lengths[i])
         bounds = list(range(0, len(order), batch_size)) + [len(order)]
-        if len(bounds) > 2 and bounds[-1] - bounds[-2] < size:
-            del bounds[-2]  # every worker needs a row, so the last two batches become one
-        self._batches = [order[a + rank : b : size] for a, b in pairwise(bounds)]
+        self._batches = [order[a:b] for a, b in pairwise(bounds)]
+        if size > 1:
+            self._batches = [
+                dealt(batch, [lengths[i] for i in batch], size)[rank] for batch in self._batches
+            ]
         self._permutation = self._shuffled()
 
-    def _usable(self, vocab_size: int | None) -> list[int]:
-        """Indices of the samples with a target, sorted by token count. Fills the report."""
-        report, lengths = self.report, {}
+    def _usable(self, vocab_size: int | None) -> dict[int, int]:
+        """Token counts of the samples with a target, by their indices. Fills the report."""
+        report = self.report
+        lengths: dict[int, int] = {}
         if not report.samples:
             raise ValueError("the dataset is empty")
         for i in watched(range(report.samples), "tokenizing the data", "sample"):
@@ -159,7 +161,7 @@ class BatchIterator(Iterator[Batch]):
         if (report.cut or report.skipped) and report.text not in self._dataset.said:
             self._dataset.said.add(report.text)
             log.warning("%s", report.text)
-        return sorted(lengths, key=lambda i: lengths[i])
+        return lengths
 
     def _shuffled(self) -> npt.NDArray[np.int64]:
         return np.random.default_rng([self.seed, self._epoch]).permutation(len(self._batches))
@@ -183,12 +185,13 @@ class BatchIterator(Iterator[Batch]):
         return self._collate([self._dataset.sample(i).cut(self._window) for i in rows])
 
     def _collate(self, samples: list[Sample]) -> Batch:
-        width = max(len(s.tokens) for s in samples)
+        width = max((len(s.tokens) for s in samples), default=0)
         batch = np.zeros((len(samples), width), np.int32)
         for row, sample in zip(batch, samples, strict=True):
             row[: len(sample.tokens)] = sample.tokens
         if all(s.is_span for s in samples):
-            return batch, np.array([(s.offset, len(s.tokens)) for s in samples], np.int32)
+            spans = [(s.offset, len(s.tokens)) for s in samples]
+            return batch, np.array(spans, np.int32).reshape(-1, 2)
         weights = np.zeros(batch.shape, np.float32)
         for line, sample in zip(weights, samples, strict=True):
             line[: len(sample.tokens)] = sample.weights
@@ -244,6 +247,21 @@ class BatchIterator(Iterator[Batch]):
             )
         self.seed, self._epoch, self._position = state["seed"], state["epoch"], state["position"]
         self._permutation = self._shuffled()
+
+
+def dealt(rows: Sequence[int], lengths: Sequence[int], workers: int) -> list[list[int]]:
+    """Divide rows, given their `lengths`, among workers so that the sums of lengths are alike.
+
+    The longest row goes first, to the worker with the smallest sum so far. A worker's rows stay in
+    their order.
+    """
+    parts: list[list[int]] = [[] for _ in range(workers)]
+    sums = [0] * workers
+    for place in sorted(range(len(rows)), key=lambda place: -lengths[place]):
+        least = sums.index(min(sums))
+        parts[least].append(place)
+        sums[least] += lengths[place]
+    return [[rows[place] for place in sorted(part)] for part in parts]
 
 
 def _check_ids(sample: Sample, index: int, vocab_size: int) -> None:

@@ -1,9 +1,9 @@
-"""The fingerprint of a base model: it tells whether a resumed run has its original weights."""
+"""Fingerprints: whether a resumed run has its original weights, and all ranks the same data."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,30 @@ def fingerprint(model: Any, trained: Collection[str]) -> str:
     bytes, so that only a few MB of a mapped model are read. This suffices: different weights of the
     same shapes, such as another fine-tuned version, differ nearly everywhere.
     """
+    return _digest(_arrays(model, trained))
+
+
+def values_digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """Hash names, shapes and values of arrays, of large ones the pieces of `fingerprint`."""
+    hosts = ((name, np.asarray(array)) for name, array in arrays.items())
+    return _digest((name, str(host.dtype), host) for name, host in hosts)
+
+
+def data_digest(data: Any, tokenized: bool, max_seq_length: int) -> str | None:
+    """Hash the tokens of a dataset and their weights; None for data of an iterator of a user's."""
+    if not tokenized:
+        return None
     digest = hashlib.blake2b(digest_size=16)
-    for name, kind, data in _arrays(model, trained):
+    for index in range(len(data)):
+        sample = data.sample(index).cut(max_seq_length)
+        digest.update(np.asarray(sample.tokens, np.int64).tobytes())
+        digest.update(np.asarray(sample.weights, np.float32).tobytes() + b"\n")
+    return digest.hexdigest()
+
+
+def _digest(arrays: Iterable[tuple[str, str, np.ndarray]]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name, kind, data in arrays:
         digest.update(f"{name} {kind} {data.shape}\n".encode())
         flat = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
         if flat.size <= _PIECES * _PIECE:

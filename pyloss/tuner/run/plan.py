@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+from pyloss import _core
+from pyloss.distributed import Group
 from pyloss.errors import counted, size_text
 from pyloss.losses.head import rows_at_once
 from pyloss.models.layers import HALF_CHECKPOINT_TOKENS
@@ -231,6 +233,7 @@ def describe_plan(
     first_iteration: int = 0,
     validates: bool = False,
     loss: Any = None,
+    group: Group | None = None,
 ) -> list[str]:
     """Return the lines printed before a run starts, with all differences from mlx-lm's defaults.
 
@@ -239,11 +242,13 @@ def describe_plan(
         longest: tokens in the longest row.
         validates: whether there is validation data.
         loss: of the run. Its `plan_notes(model)`, if it has that method, are lines for the user.
+        group: the ranks that train together.
     """
     accumulation = args.grad_accumulation_steps
     updates = math.ceil(args.iters / accumulation)
     batch_count = counted(args.iters, "batch", "batches")
-    first = f"plan: {batch_count} of {args.batch_size}, {counted(updates, 'update')}"
+    ranks = 1 if group is None else group.size()
+    first = f"plan: {batch_count} of {ranks * args.batch_size}, {counted(updates, 'update')}"
     first += f" (one every {accumulation} batches)" if accumulation > 1 else ""
     if first_iteration >= args.iters > 0:
         first += f", and the run is at batch {first_iteration}: nothing is left to train; "
@@ -251,6 +256,12 @@ def describe_plan(
     elif first_iteration:
         first += f", continuing after batch {first_iteration}"
     lines = [first]
+    if group is not None and ranks > 1:
+        hosts = counted(len(group.hosts()), "machine")
+        lines.append(
+            f"plan: {ranks} ranks on {hosts}, {counted(args.batch_size, 'sample')} of a batch for "
+            f"each; rank 0 has {counted(_core.num_threads(), 'thread')}"
+        )
     warmup = int(getattr(optimizer.schedule, "warmup", 0))
     if warmup:
         span = "update" if warmup == 1 else f"{warmup} updates"
@@ -307,6 +318,7 @@ def describe_plan(
     share = f" ({trainable / numbers:.2%} of the model)" if numbers else ""
     lines.append(
         f"plan: {trainable:,} trainable parameters{share}, about {peak} of memory at the peak"
+        f"{' of each rank' if ranks > 1 else ''}"
     )
     if hasattr(loss, "beside"):
         stored = loss.beside(model, BatchShape.of(args.batch_size, longest)).stored

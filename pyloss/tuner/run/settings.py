@@ -14,6 +14,7 @@ from typing import Any
 
 from pyloss.checks.durations import duration, every
 from pyloss.checks.numbers import LARGEST, real, shown, whole
+from pyloss.distributed import BACKENDS
 from pyloss.errors import nearest
 from pyloss.io.files import PathLike, user_path
 from pyloss.losses.distillation import KINDS as DIVERGENCES
@@ -339,6 +340,7 @@ SCHEMA: dict[str, Key] = {
     "config": Key(_optional(_path)),
     # keys that mlx-lm does not have
     "device": Key(_optional(_text)),
+    "distributed": Key(_one_of(*BACKENDS), "auto"),
     "map": Key(_optional(_map)),
     "valid_split": Key(_optional(_number(0, below=1))),  # None: 0.05 of a single file
     "test_split": Key(_optional(_number(0, below=1))),
@@ -436,6 +438,7 @@ _OF_ONE_CALL = (
     "overwrite",
     "preview",
     "max_time",
+    "distributed",
     "train",
     "test",
 )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from fake import FakeTokenizer
 
-from pyloss.tuner.data.batching import BatchIterator, iterate_batches
+from pyloss.tuner.data.batching import BatchIterator, dealt, iterate_batches
 from pyloss.tuner.datasets import CacheDataset, ChatDataset, ConcatenatedDataset, TextDataset
 
 
@@ -150,10 +150,6 @@ def test_token_ids_outside_the_vocabulary(bad):
         ({"max_seq_length": 1}, "max_seq_length is 1"),
         ({"seed": -1}, "seed is -1"),
         ({"comm_group": Group(0, 3)}, "multiple of the 3 worker"),
-        (
-            {"batch_size": 4, "comm_group": Group(0, 4)},
-            r"3 usable sample\(s\) are too few for 4 workers",
-        ),
     ],
 )
 def test_options_out_of_range(options, message):
@@ -222,10 +218,29 @@ def test_a_state_of_other_data_is_refused():
 
 
 @pytest.mark.parametrize("n", [8, 9, 10, 11])
-def test_workers_share_every_batch_and_take_as_many_steps(n):
+@pytest.mark.parametrize("workers", [2, 4])
+def test_workers_share_the_batches_of_one_worker(n, workers):
+    """Also the short batch at the end of the order, in which some have no row."""
+    data = rows_of(range(3, n + 3))
     parts = [
-        list(iterate_batches(rows_of([4] * n), 4, 100, seed=3, comm_group=Group(r, 2)))
-        for r in (0, 1)
+        list(iterate_batches(data, 4, 100, seed=3, comm_group=Group(r, workers)))
+        for r in range(workers)
     ]
-    assert len(parts[0]) == len(parts[1])
-    assert sorted(order_of(parts[0]) + order_of(parts[1])) == list(range(n))
+    whole = list(iterate_batches(data, 4, 100, seed=3))
+    assert {len(part) for part in parts} == {len(whole)}
+    for (batch, _), *shares in zip(whole, *parts):
+        assert sorted(order_of([(batch, None)])) == sorted(order_of(shares))
+        assert all(rows.shape[0] == lengths.shape[0] for rows, lengths in shares)
+        assert all(lengths.shape[1] == 2 for _, lengths in shares)
+
+
+def test_long_and_short_rows_are_dealt_alike():
+    rng = np.random.default_rng(1)
+    for workers in (2, 3, 4):
+        lengths = rng.integers(5, 200, 8 * workers).tolist()
+        parts = dealt(range(len(lengths)), lengths, workers)
+        assert sorted(row for part in parts for row in part) == list(range(len(lengths)))
+        assert all(part == sorted(part) for part in parts)
+        sums = [sum(lengths[row] for row in part) for part in parts]
+        assert max(sums) <= 1.1 * min(sums)
+    assert dealt([7], [9], 3) == [[7], [], []]
