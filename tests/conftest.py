@@ -94,3 +94,13 @@ def isa(request):
     _core.use_isa(request.param)
     yield request.param
     _core.use_isa(before)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The folder of `tiny_project`: base, adapter and data that commands run on."""
+    import tiny_project
+
+    folder = tmp_path_factory.mktemp("project")
+    tiny_project.make(folder)
+    return folder

@@ -127,6 +127,22 @@ def push_flags(add: Callable[..., Any], *more: str) -> None:
     add("--private", action="store_true", help="with --push: make the repository a private one")
 
 
+def group_size_flag(add: Callable[..., Any], *more: str, what: str = "") -> None:
+    """Adds --group-size, also under the names `more`; `what` begins its help."""
+    add(
+        "--group-size",
+        *more,
+        type=whole,
+        metavar="N",
+        help=f"{what}number of values that share a scale (default: 64)",
+    )
+
+
+def dtype_flag(add: Callable[..., Any], text: str) -> None:
+    """Adds --dtype, a type of floats."""
+    add("--dtype", choices=("float32", "float16", "bfloat16"), help=text)
+
+
 #: The help of --overwrite.
 OVERWRITE = "replace earlier files; without it they move to a folder previous-N"
 

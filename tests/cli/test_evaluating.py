@@ -6,19 +6,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-import tiny_project
 from tiny_commands import fails
 
 import pyloss
 from pyloss import evaluation
 from pyloss.cli import main
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("project")
-    tiny_project.make(folder)
-    return folder
 
 
 @pytest.fixture

@@ -4,17 +4,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny_project
 
 import pyloss
 from pyloss.cli import main
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("project")
-    tiny_project.make(folder)
-    return folder
 
 
 @pytest.fixture

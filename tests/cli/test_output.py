@@ -7,20 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny_project
 from safetensors.numpy import load_file
 from tiny_project import TRAIN, command
 
 from pyloss.cli import main
 
 needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("project")
-    tiny_project.make(folder)
-    return folder
 
 
 @pytest.fixture

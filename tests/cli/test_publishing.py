@@ -1,18 +1,10 @@
 """Cards of `fuse`, `export --to hf` and `quantize`, and --push to a local hub."""
 
 import pytest
-import tiny_project
 from hub_server import TOKEN, hub, run_with
 
 from pyloss.cli import main
 from pyloss.io.cards import is_unedited
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("project")
-    tiny_project.make(folder)
-    return folder
 
 
 @pytest.fixture(autouse=True)

@@ -12,16 +12,16 @@ WIDTHS = pytest.mark.parametrize("columns", [80, 40])
 BAR = re.compile(r"\d+%\|")
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("project")
-    tiny_project.make(folder)
-    return folder
-
-
 def unbroken(text):
     """A screen without the line breaks that its width makes."""
     return re.sub(r"\s+", "", text)
+
+
+def ran(argv, columns, folder, typed=()):
+    """A command that succeeded in a terminal, see `terminal.run`."""
+    run = terminal.run(argv, columns, folder, typed)
+    assert run.status == 0, run.screen.text
+    return run
 
 
 def bars(run):
@@ -40,8 +40,7 @@ def no_bar_stays(run):
 def test_training(made, tmp_path, columns):
     argv = [*tiny_project.TRAIN, "--adapter-path", str(tmp_path / "a"), "--steps-per-report", "1"]
     argv[argv.index("--iters") + 1] = "4"
-    run = terminal.run(argv, columns, made)
-    assert run.status == 0, run.screen.text
+    run = ran(argv, columns, made)
     no_bar_stays(run)
     drawn = bars(run)
     assert any("loss" in state for state in drawn) or columns == 40
@@ -60,11 +59,10 @@ def test_training(made, tmp_path, columns):
 @WIDTHS
 def test_a_conversation(made, columns):
     argv = ["chat", "--model", "base", "--adapter-path", "adapters", "--max-tokens", "6"]
-    run = terminal.run(
+    run = ran(
         argv, columns, made,
         [("> ", "hello\n"), ("\n> ", "/base\n"), ("\n> ", "/nothing\n"), ("\n> ", "\x04")],
     )  # fmt: skip
-    assert run.status == 0, run.screen.text
     text = run.screen.text
     assert "> hello" in text.splitlines()
     assert "without the adapter" in text.splitlines()
@@ -77,22 +75,20 @@ def test_a_conversation(made, columns):
 @WIDTHS
 def test_control_c_ends_an_answer_and_not_the_program(made, columns):
     argv = ["chat", "--model", "base", "--max-tokens", "100000", "--seed", "1"]
-    run = terminal.run(
+    run = ran(
         argv, columns, made,
         [("> ", "hello\n"), ("hello", ""), ("\n", "\x03"), ("\n> ", "/quit\n")],
     )  # fmt: skip
-    assert run.status == 0, run.screen.text
     assert "Traceback" not in run.screen.text
 
 
 @WIDTHS
 def test_a_report(made, tmp_path, columns):
     adapter = str(tmp_path / "a")
-    assert terminal.run([*tiny_project.TRAIN, "--adapter-path", adapter], 80, made).status == 0
+    ran([*tiny_project.TRAIN, "--adapter-path", adapter], 80, made)
     page = tmp_path / "page.html"
     argv = ["report", adapter, "--output", str(page), "--prompts", "2", "--max-tokens", "4"]
-    run = terminal.run(argv, columns, made)
-    assert run.status == 0, run.screen.text
+    run = ran(argv, columns, made)
     no_bar_stays(run)
     assert unbroken(f"wrote {page}") in unbroken(run.screen.text)
     assert page.read_text().startswith("<!doctype html>")
@@ -112,8 +108,7 @@ def test_long_work_shows_what_is_done(made, tmp_path, command, columns):
     more, text = LONG[command]
     model = "base" if command != "convert" else "base.gguf"
     argv = [command, "--model", model, *more, str(tmp_path / "made")]
-    run = terminal.run(argv, columns, made)
-    assert run.status == 0, run.screen.text
+    run = ran(argv, columns, made)
     no_bar_stays(run)
     drawn = [state.split(":")[0].strip() for state in bars(run)]
     assert "loading the model" in drawn and text in drawn, drawn

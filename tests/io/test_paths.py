@@ -5,7 +5,6 @@ import os
 import shutil
 
 import pytest
-import tiny_project
 from safetensors.numpy import load_file
 from tiny_project import TRAIN
 
@@ -20,13 +19,6 @@ from pyloss.tuner import linear_to_lora_layers, load_adapters, save_adapter
 from pyloss.tuner.adapters.folder import read_adapter
 from pyloss.tuner.adapters.gguf import write_lora_gguf
 from pyloss.tuner.run.checkpoints import load_checkpoint
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("project")
-    tiny_project.make(folder)
-    return folder
 
 
 @pytest.fixture

@@ -106,33 +106,34 @@ def test_families(device, tmp_path, family):
     steps_are_those_of_the_whole(here, there)
 
 
+def small(family, **options):
+    """A model of three layers with random weights."""
+    sizes = {
+        "vocab_size": 29, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6,
+    }  # fmt: skip
+    return random_model(ModelConfig(family, **sizes, **options))
+
+
+def same_on_the_device(fresh, device, trained=None, rtol=2e-5):
+    """Two models of `fresh` train and generate alike; `trained` is one of their parameters."""
+    here, there = fresh(), fresh()
+    assert trained is None or trained in here.trainable_parameters()
+    same_steps(here, there, device, rtol=rtol)
+    steps_are_those_of_the_whole(here, there)
+
+
 def test_short_convolutions(device):
     """Training, also of the convolutions themselves, and generation."""
 
     def fresh():
-        model = random_model(
-            ModelConfig(
-                "lfm2",
-                vocab_size=29,
-                hidden_size=24,
-                intermediate_size=40,
-                num_hidden_layers=3,
-                num_attention_heads=4,
-                num_key_value_heads=2,
-                head_dim=6,
-                layer_types=["conv", "full_attention", "conv"],
-                conv_bias=True,
-            )
-        )
+        model = small("lfm2", layer_types=["conv", "full_attention", "conv"], conv_bias=True)
         adapted(model, dropout=0.0, keys=None)
         for layer in (model.layers[0], model.layers[2]):
             layer.conv.conv.unfreeze()
         return model
 
-    here, there = fresh(), fresh()
-    assert "model.layers.2.conv.conv.bias" in here.trainable_parameters()
-    same_steps(here, there, device)
-    steps_are_those_of_the_whole(here, there)
+    same_on_the_device(fresh, device, "model.layers.2.conv.conv.bias")
 
 
 @pytest.mark.parametrize("family", ["qwen3_5_text", "qwen3_next"])
@@ -142,20 +143,11 @@ def test_the_delta_rule(device, family):
     mixture = Mixture(1, 1, 16, True, shared_size=16) if family == "qwen3_next" else None
 
     def fresh():
-        model = random_model(
-            ModelConfig(
-                family,
-                mixture=mixture,
-                vocab_size=29,
-                hidden_size=24,
-                intermediate_size=40,
-                num_hidden_layers=3,
-                num_attention_heads=4,
-                num_key_value_heads=2,
-                head_dim=6,
-                layer_types=["linear_attention", "full_attention", "linear_attention"],
-                delta=DeltaNet(2, 4, 8, 5),
-            )
+        model = small(
+            family,
+            mixture=mixture,
+            layer_types=["linear_attention", "full_attention", "linear_attention"],
+            delta=DeltaNet(2, 4, 8, 5),
         )
         adapted(model, dropout=0.0, keys=None)
         for layer in (model.layers[0], model.layers[2]):
@@ -163,10 +155,9 @@ def test_the_delta_rule(device, family):
             layer.linear_attn.unfreeze(recurse=False)
         return model
 
-    here, there = fresh(), fresh()
-    assert "model.layers.2.linear_attn.A_log" in here.trainable_parameters()
-    same_steps(here, there, device, rtol=1e-4 if mixture else 2e-5)
-    steps_are_those_of_the_whole(here, there)
+    same_on_the_device(
+        fresh, device, "model.layers.2.linear_attn.A_log", rtol=1e-4 if mixture else 2e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -183,20 +174,11 @@ def test_gemma4(device, options):
     """Also norms without a weight, and the factors of a router."""
 
     def fresh():
-        model = random_model(
-            ModelConfig(
-                "gemma4_text",
-                vocab_size=29,
-                hidden_size=24,
-                intermediate_size=40,
-                num_hidden_layers=3,
-                num_attention_heads=4,
-                num_key_value_heads=2,
-                head_dim=6,
-                sliding_window=5,
-                layer_types=["sliding_attention", "full_attention", "sliding_attention"],
-                gemma4=options,
-            )
+        model = small(
+            "gemma4_text",
+            sliding_window=5,
+            layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+            gemma4=options,
         )
         rng = np.random.default_rng(0)
         for layer in model.layers if options.num_experts else ():
@@ -205,9 +187,7 @@ def test_gemma4(device, options):
         adapted(model, dropout=0.0, keys=None)
         return model
 
-    here, there = fresh(), fresh()
-    same_steps(here, there, device, rtol=2e-4 if options.num_experts else 2e-5)
-    steps_are_those_of_the_whole(here, there)
+    same_on_the_device(fresh, device, rtol=2e-4 if options.num_experts else 2e-5)
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -215,20 +195,11 @@ def test_the_scan(device, groups):
     """Training, also of the scan's own parameters, and generation."""
 
     def fresh():
-        model = random_model(
-            ModelConfig(
-                "granitemoehybrid",
-                vocab_size=29,
-                hidden_size=24,
-                intermediate_size=40,
-                num_hidden_layers=3,
-                num_attention_heads=4,
-                num_key_value_heads=2,
-                head_dim=6,
-                layer_types=["mamba", "full_attention", "mamba"],
-                no_rope_layers=[0, 0, 0],
-                mamba=Mamba2(4, 12, groups, 7),
-            )
+        model = small(
+            "granitemoehybrid",
+            layer_types=["mamba", "full_attention", "mamba"],
+            no_rope_layers=[0, 0, 0],
+            mamba=Mamba2(4, 12, groups, 7),
         )
         adapted(model, dropout=0.0, keys=None)
         for layer in (model.layers[0], model.layers[2]):
@@ -238,10 +209,7 @@ def test_the_scan(device, groups):
             layer.mamba.unfreeze(recurse=False)
         return model
 
-    here, there = fresh(), fresh()
-    assert "model.layers.2.mamba.D" in here.trainable_parameters()
-    same_steps(here, there, device)
-    steps_are_those_of_the_whole(here, there)
+    same_on_the_device(fresh, device, "model.layers.2.mamba.D")
 
 
 @pytest.mark.slow

@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from parity_models import make_tiny, our_logits, torch, torch_logits, torch_model, write_gguf
+from parity_gguf import write_gguf
+from parity_models import make_tiny, our_logits, torch, torch_logits, torch_model
 from rope_settings import llama3
 
 import pyloss

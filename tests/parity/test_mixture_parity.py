@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import tiny as tiny_files
+from parity_gguf import write_gguf
 from parity_models import (
     GEMMA4_EXPERTS,
     GRANITE4_MAMBA,
@@ -21,7 +22,6 @@ from parity_models import (
     torch_logits,
     torch_loss,
     torch_model,
-    write_gguf,
 )
 from safetensors.numpy import load_file, save_file
 

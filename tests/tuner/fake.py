@@ -1,9 +1,25 @@
-"""A byte tokenizer with end tokens and pluggable chat templates; its ids can be read by eye."""
+"""A byte tokenizer with end tokens and pluggable chat templates; its ids can be read by eye.
+
+Records for it, and the trained tokens of a sample as text.
+"""
 
 import re
 
+import numpy as np
+
 START, END = "<|im_start|>", "<|im_end|>"
 SPECIALS = {START: 256, END: 257}
+
+CHAT = {
+    "messages": [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": "one?"},
+        {"role": "assistant", "content": "yes one"},
+        {"role": "user", "content": "two?"},
+        {"role": "assistant", "content": "yes two"},
+    ]
+}
+QA = {"prompt": "why", "completion": "because"}
 
 
 def chatml(messages, add_generation_prompt=False, tools=None):
@@ -57,3 +73,13 @@ class FakeTokenizer:
     ):
         text = self.template(messages, add_generation_prompt, tools)
         return self.encode(text) if tokenize else text
+
+
+def targets(sample, tokenizer):
+    """The trained tokens, decoded, one string per unbroken run."""
+    runs, last = [], None
+    for i in np.flatnonzero(sample.weights):
+        runs = runs if last == i - 1 else [*runs, []]
+        runs[-1].append(sample.tokens[i])
+        last = i
+    return [tokenizer.decode(r) for r in runs]

@@ -1,196 +1,16 @@
-"""Datasets: targets, reading from disk, and messages about unusable records."""
+"""Datasets: caching, reading from disk, and messages about unusable records."""
 
-import builtins
 import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from fake import END, START, FakeTokenizer, chatml, no_end, shuffling, thinking
+from fake import CHAT, END, QA, targets
 from tiny import byte_tokenizer
 
 from pyloss.errors import FormatError
 from pyloss.tuner import datasets as ds
 from pyloss.tuner.data.targets import Sample, as_sample
-
-CHAT = {
-    "messages": [
-        {"role": "system", "content": "be brief"},
-        {"role": "user", "content": "one?"},
-        {"role": "assistant", "content": "yes one"},
-        {"role": "user", "content": "two?"},
-        {"role": "assistant", "content": "yes two"},
-    ]
-}
-QA = {"prompt": "why", "completion": "because"}
-
-
-@pytest.fixture
-def tokenizer():
-    return FakeTokenizer()
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """Write splits as JSONL: `folder(train=[...], valid=b"raw")` returns the folder."""
-
-    def write(**splits):
-        for name, content in splits.items():
-            lines = (
-                content
-                if isinstance(content, bytes)
-                else "".join(json.dumps(r) + "\n" for r in content).encode()
-            )
-            (tmp_path / f"{name}.jsonl").write_bytes(lines)
-        return tmp_path
-
-    return write
-
-
-def targets(sample, tokenizer):
-    """The trained tokens, decoded, one string per unbroken run."""
-    runs, last = [], None
-    for i in np.flatnonzero(sample.weights):
-        runs = runs if last == i - 1 else [*runs, []]
-        runs[-1].append(sample.tokens[i])
-        last = i
-    return [tokenizer.decode(r) for r in runs]
-
-
-def chat(train_on, template=chatml, record=CHAT):
-    tokenizer = FakeTokenizer(template)
-    sample = ds.ChatDataset([record], tokenizer, train_on=train_on).sample(0)
-    assert sample.weights.dtype == np.float32 and sample.weights.shape == (len(sample.tokens),)
-    return targets(sample, tokenizer)
-
-
-# Targets
-
-
-def test_last_turn_alone_with_its_end_token():
-    assert chat("last") == [f"yes two{END}\n"]
-
-
-def test_every_assistant_turn_with_its_end_token():
-    assert chat("assistant") == [f"yes one{END}\n", f"yes two{END}\n"]
-
-
-def test_all_tokens_but_the_first_which_nothing_predicts(tokenizer):
-    sample = ds.ChatDataset([CHAT], tokenizer).sample(0)
-    assert sample.weights[0] == 0 and (sample.weights[1:] == 1).all()
-    assert sample.offset == 0 and sample.is_span
-
-
-def test_end_token_is_a_target_though_it_is_the_padding_token(tokenizer):
-    assert tokenizer.pad_token_id == tokenizer.eos_token_id
-    sample = ds.ChatDataset([CHAT], tokenizer, mask_prompt=True).sample(0)
-    assert sample.weights[-2] == 1 and sample.tokens[-2] == tokenizer.eos_token_id
-
-
-def test_masks_go_by_position_and_not_by_what_the_text_says():
-    told = f"say {START}assistant\nyes two{END}\n"
-    record = {
-        "messages": [{"role": "user", "content": told}, {"role": "assistant", "content": "yes two"}]
-    }
-    assert chat("assistant", record=record) == [f"yes two{END}\n"]
-
-
-def test_a_generation_prompt_that_the_whole_does_not_hold():
-    # Cutting at the length of the rendered prompt would remove the answer's beginning.
-    assert chat("last", thinking) == [f"</think>yes two{END}\n"]
-
-
-def test_a_turn_that_loses_its_thought_once_others_follow():
-    assert chat("assistant", thinking)[0] == f"yes one{END}\n"
-
-
-def test_a_turn_that_ends_otherwise_as_the_last():
-    def template(messages, prompt, tools=None):
-        ends = ["<end>"] * (len(messages) - 1) + [END]
-        return (
-            "".join(f"[{m['role']}]{m['content']}{e}" for m, e in zip(messages, ends))
-            + "[assistant]" * prompt
-        )
-
-    # A prompt alone ends in END, so it is no prefix of the whole. The answer is found by its text,
-    # without the other end.
-    assert chat("assistant", template)[0] == "yes one"
-
-
-def test_a_first_turn_of_the_assistant_is_found_by_its_text():
-    record = {
-        "messages": [{"role": "assistant", "content": "hello"}, {"role": "user", "content": "bye"}]
-    }
-    assert chat("last", record=record) == [f"hello{END}\n"]
-
-
-def test_tokens_behind_the_last_target_are_left_off(tokenizer):
-    record = {"messages": [*CHAT["messages"], {"role": "user", "content": "thanks"}]}
-    sample = ds.ChatDataset([record], tokenizer, mask_prompt=True).sample(0)
-    assert sample.is_span and tokenizer.decode(sample.tokens).endswith(f"yes two{END}\n")
-
-
-def test_a_template_of_which_no_prefix_is_one_and_that_does_not_repeat_the_contents():
-    # There is no generation prompt either: the turn begins after the user's.
-    assert chat("assistant", shuffling) == ["ASSISTANT: YES ONE\n", "ASSISTANT: YES TWO\n"]
-
-
-def test_no_assistant_turn_means_no_targets():
-    assert chat("last", record={"messages": [{"role": "user", "content": "anyone?"}]}) == []
-
-
-def test_tools_go_to_the_template(tokenizer):
-    record = {**CHAT, "tools": [{"name": "a"}, {"name": "b"}]}
-    assert "tools\n2" in tokenizer.decode(
-        ds.ChatDataset([record], tokenizer, mask_prompt=True).sample(0).tokens
-    )
-
-
-def test_completions_are_a_turn_of_the_template(tokenizer):
-    sample = ds.CompletionsDataset([QA], tokenizer, "prompt", "completion", True).sample(0)
-    assert targets(sample, tokenizer) == [f"because{END}\n"]
-
-
-def test_completions_get_the_end_token_that_the_template_lacks():
-    tokenizer = FakeTokenizer(no_end)
-    for mask_prompt in (True, False):
-        sample = ds.CompletionsDataset([QA], tokenizer, mask_prompt=mask_prompt).sample(0)
-        assert sample.tokens[-1] == tokenizer.eos_token_id and sample.weights[-1] == 1
-        assert targets(sample, tokenizer)[0].endswith(f"because\n{END}")
-
-
-def test_text_is_trained_whole_and_ends_in_one_end_token(tokenizer):
-    data = ds.TextDataset([{"text": "abc"}, {"text": f"abc{END}"}, {"text": ""}], tokenizer)
-    assert data.sample(0).tokens == data.sample(1).tokens == [*b"abc", tokenizer.eos_token_id]
-    assert data.sample(2).tokens == [tokenizer.eos_token_id] and not data.sample(2).weights.any()
-
-
-def test_process_is_mlx_lms_pair_and_refuses_what_an_offset_cannot_say(tokenizer):
-    data = ds.ChatDataset([CHAT], tokenizer, mask_prompt=True)
-    tokens, offset = data.process(data[0])
-    assert data[0] is CHAT and tokenizer.decode(tokens[offset:]) == f"yes two{END}\n"
-    assert ds.ChatDataset([CHAT], tokenizer).process(CHAT)[1] == 0
-    with pytest.raises(ValueError, match="not one span"):
-        ds.ChatDataset([CHAT], tokenizer, train_on="assistant").process(CHAT)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"train_on": "first"}, "must be one of 'last'"),
-        ({"train_on": "all", "mask_prompt": True}, "give one of them"),
-    ],
-)
-def test_unknown_or_contradicting_options(tokenizer, options, message):
-    with pytest.raises(ValueError, match=message):
-        ds.ChatDataset([CHAT], tokenizer, **options)
-
-
-def test_no_chat_template(tokenizer):
-    tokenizer.chat_template = None
-    with pytest.raises(ValueError, match="no chat template"):
-        ds.ChatDataset([CHAT], tokenizer).sample(0)
-
 
 # Caching, concatenation, foreign datasets
 
@@ -433,6 +253,13 @@ def test_paths_that_lead_nowhere(tmp_path, tokenizer):
         ds.load_dataset(7, tokenizer)
 
 
+def test_a_prompt_of_messages_is_a_conversation(folder, tokenizer):
+    record = {"prompt": CHAT["messages"][:-1], "completion": CHAT["messages"][-1:]}
+    train = ds.load_dataset(folder(train=[record]), tokenizer, mask_prompt=True)[0]
+    assert isinstance(train, ds.ChatDataset) and train[0] == CHAT
+    assert targets(train.sample(0), tokenizer) == [f"yes two{END}\n"]
+
+
 # Files, layouts and splits
 
 
@@ -511,124 +338,3 @@ def test_a_map_of_keys(folder, tokenizer):
         ds.load_dataset(path, tokenizer, map="prompt=q,completion=a")
     with pytest.raises(ValueError, match="line 1: prompt=KEY,completion=KEY or messages=KEY"):
         ds.load_dataset(path, tokenizer, map="prompt=q")
-
-
-# The hub: its own call, on folders in its layout
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """A folder with parquet splits as the hub stores them."""
-    pytest.importorskip("datasets", reason="needs the package datasets")
-    pq = pytest.importorskip("pyarrow.parquet")
-    import pyarrow as pa
-
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    data = tmp_path / "hub" / "data"
-    data.mkdir(parents=True)
-    for split, n in (("train", 10), ("validation", 2), ("test", 3)):
-        rows = [{"prompt": f"{split} {i}", "completion": "yes"} for i in range(n)]
-        pq.write_table(pa.Table.from_pylist(rows), data / f"{split}-00000-of-00001.parquet")
-    return tmp_path / "hub"
-
-
-def test_a_folder_in_the_hubs_layout(hub, tokenizer):
-    train, valid, test = ds.load_dataset(hub, tokenizer, mask_prompt=True, test=True)
-    assert (len(train), len(valid), len(test)) == (10, 2, 3)
-    assert train[0]["prompt"] == "train 0" and targets(valid.sample(1), tokenizer) == [
-        f"yes{END}\n"
-    ]
-
-
-def test_shares_of_the_hubs_training_data(hub, tokenizer):
-    for split in ("valid", "test"):
-        with pytest.raises(ValueError, match=f"{split}_split is 0.2, but the split '{split}"):
-            ds.load_dataset(hub, tokenizer, **{f"{split}_split": 0.2})
-    for path in (hub / "data").iterdir():
-        if not path.name.startswith("train"):
-            path.unlink()
-    train, valid, test = ds.load_dataset(hub, tokenizer, valid_split=0.3)
-    assert len(train) + len(valid) == 10 and len(valid) and test == []
-    assert valid[0]["prompt"].startswith("train ")
-    args = SimpleNamespace(hf_dataset={"path": str(hub)}, train=True, test=False, valid_split=0.3)
-    with pytest.raises(ValueError, match="valid_split is given beside hf_dataset"):
-        ds.load_dataset(args, tokenizer)
-
-
-def test_a_prompt_of_messages_is_a_conversation(folder, tokenizer):
-    record = {"prompt": CHAT["messages"][:-1], "completion": CHAT["messages"][-1:]}
-    train = ds.load_dataset(folder(train=[record]), tokenizer, mask_prompt=True)[0]
-    assert isinstance(train, ds.ChatDataset) and train[0] == CHAT
-    assert targets(train.sample(0), tokenizer) == [f"yes two{END}\n"]
-
-
-def test_hf_dataset_of_a_configuration(hub, tokenizer):
-    one = {
-        "path": str(hub),
-        "train_split": "train[:4]",
-        "valid_split": "train[-1:]",
-        "test_split": "test",
-    }
-    args = SimpleNamespace(hf_dataset=one, mask_prompt=True, train=True, test=True)
-    assert [len(d) for d in ds.load_dataset(args, tokenizer)] == [4, 1, 3]
-    assert "mask_prompt" not in one
-    args.hf_dataset = [one, {"path": str(hub), "test_split": "test[:1]"}]
-    train, _, test = ds.load_dataset(args, tokenizer)
-    assert len(train) == 4 + 8 and len(test) == 4 and train.sample(11).offset > 0
-    args.hf_dataset = {"path": str(hub)}
-    with pytest.raises(ValueError, match="no 'test_split'"):
-        ds.load_dataset(args, tokenizer)
-    args.hf_dataset = ["name"]
-    with pytest.raises(ValueError, match="must be a mapping with a 'path'"):
-        ds.load_dataset(args, tokenizer)
-
-
-def test_a_folder_of_the_hub_with_a_file_that_is_ours(hub, tokenizer):
-    (hub / "test.txt").write_text("notes")
-    assert len(ds.load_dataset(hub, tokenizer)[0]) == 10
-    (hub / "train.jsonl").write_text('{"text": "a"}')
-    assert len(ds.load_dataset(hub, tokenizer)[0]) == 1
-
-
-def test_hub_names_reach_the_hubs_call(monkeypatch, tokenizer):
-    hub = pytest.importorskip("datasets", reason="needs the package datasets")
-    asked = []
-
-    def fake(name, **options):
-        asked.append((name, options))
-        raise hub.exceptions.DatasetNotFoundError("not there")
-
-    monkeypatch.setattr(hub, "load_dataset", fake)
-    with pytest.raises(ValueError, match="no such dataset from the Hugging Face hub: not there"):
-        ds.load_dataset("owner/name", tokenizer)
-    assert asked == [("owner/name", {})]
-
-
-def test_without_the_hubs_package(monkeypatch, tokenizer, tmp_path):
-    real = builtins.__import__
-
-    def no_datasets(name, *args, **kwargs):
-        if name == "datasets":
-            raise ImportError("No module named 'datasets'")
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", no_datasets)
-    for name in ("owner/name", "nowhere"):
-        message = rf"there is no folder '{name}'; if a dataset of the Hugging Face hub is meant, .* pip install \"pyloss\[hub\]\""
-        with pytest.raises(ImportError, match=message):
-            ds.load_dataset(name, tokenizer)
-    (tmp_path / "data.parquet").write_bytes(b"")
-    message = r"there is no train.jsonl, .* in this folder; if its files are data in the hub's layout, they are read with .* pip install"
-    with pytest.raises(ImportError, match=message):
-        ds.load_dataset(tmp_path, tokenizer)
-
-
-def test_a_folder_of_other_files_is_said_to_lack_the_splits(tokenizer, tmp_path):
-    pytest.importorskip("datasets", reason="needs the package datasets")
-    (tmp_path / "mine.jsonl").write_text('{"text": "a"}\n{"text": [1]}\n{broken\n')
-    with pytest.raises(
-        ValueError,
-        match=r"there is no train.jsonl, valid.jsonl or test.jsonl in this folder, and as data .* fails: .+",
-    ):
-        ds.load_dataset(tmp_path, tokenizer)

@@ -6,7 +6,6 @@ import inspect
 import numpy as np
 import pytest
 import tiny
-import tiny_project
 from tiny_training import Tiny, run, tiny_value_and_grad
 
 import pyloss
@@ -15,13 +14,6 @@ from pyloss.generation import generate, make_sampler, stream_generate
 from pyloss.models import load, load_model
 from pyloss.tuner import callbacks, lora, losses, trainer, utils
 from pyloss.tuner.run.own_optimizer import WrappedOptimizer
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("project")
-    tiny_project.make(folder)
-    return folder
 
 
 def test_names_under_their_paths():

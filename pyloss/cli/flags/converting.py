@@ -5,7 +5,16 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from pyloss.cli.parser import OVERWRITE, command, ignored_flag, model_flags, push_flags, whole
+from pyloss.cli.parser import (
+    OVERWRITE,
+    command,
+    dtype_flag,
+    group_size_flag,
+    ignored_flag,
+    model_flags,
+    push_flags,
+    whole,
+)
 
 
 def fuse_parser(commands: Any) -> None:
@@ -95,11 +104,7 @@ def export_parser(commands: Any) -> None:
         help="gguf: split a larger model into files of at most 2G, 500M, ... "
         "(NAME-00001-of-00003.gguf and so on)",
     )
-    add(
-        "--dtype",
-        choices=("float32", "float16", "bfloat16"),
-        help="hf: type of all floats (default: their own)",
-    )
+    dtype_flag(add, "hf: type of all floats (default: their own)")
     add(
         "--shard-size",
         metavar="SIZE",
@@ -144,13 +149,7 @@ def convert_parser(commands: Any) -> None:
         "without a value q4, or the bits of --q-bits"
     )
     add("-q", "--quantize", nargs="?", const="", metavar="KIND", help=text)
-    add(
-        "--group-size",
-        "--q-group-size",
-        type=whole,
-        metavar="N",
-        help="number of values that share a scale (default: 64)",
-    )
+    group_size_flag(add, "--q-group-size")
     add("--q-bits", type=whole, metavar="N", help="same as --quantize qN")
     add("--q-mode", default="affine", choices=("affine",), help=argparse.SUPPRESS)
     add("--single-quant", action="store_true", help="nf4: do not quantize the scales")
@@ -167,11 +166,7 @@ def convert_parser(commands: Any) -> None:
         metavar="N",
         help="for --loftq-rank: number of rounds (default: 4)",
     )
-    add(
-        "--dtype",
-        choices=("float32", "float16", "bfloat16"),
-        help="type of the tensors that are not quantized (default: the model's)",
-    )
+    dtype_flag(add, "type of the tensors that are not quantized (default: the model's)")
     add(
         "-d",
         "--dequantize",
@@ -202,8 +197,4 @@ def prune_parser(commands: Any) -> None:
     add("--keep", type=whole, metavar="N", help="number of layers to keep, at even distances")
     add("--output", required=True, metavar="FOLDER", help="folder to write")
     add("--overwrite", action="store_true", help=OVERWRITE)
-    add(
-        "--dtype",
-        choices=("float32", "float16", "bfloat16"),
-        help="type of the tensors that are not quantized (default: the model's)",
-    )
+    dtype_flag(add, "type of the tensors that are not quantized (default: the model's)")

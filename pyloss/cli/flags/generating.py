@@ -32,13 +32,7 @@ def generate_parser(commands: Any) -> None:
   echo "Hello" | pyloss generate --prompt - --temp 0.7 --seed 1""",
     )
     add = parser.add_argument
-    model_flags(
-        add,
-        adapter="folder of an adapter, or a file such as adapters/0000100_adapters.safetensors "
-        "(default: none)",
-    )
-    device_flag(parser)
-    precision_flag(parser)
+    _answering_flags(parser)
     add(
         "--prompt",
         "-p",
@@ -86,16 +80,21 @@ Ctrl-C ends an answer, Ctrl-D the program.""",
                               a script's lines: each is a message, answers go to standard output""",
     )
     add = parser.add_argument
+    _answering_flags(parser)
+    prompt_flags(add)
+    sampling_flags(add, 512)
+    ignored_flag(add)
+
+
+def _answering_flags(parser: Any) -> None:
+    """Adds the flags that say which model answers, and how it computes."""
     model_flags(
-        add,
+        parser.add_argument,
         adapter="folder of an adapter, or a file such as adapters/0000100_adapters.safetensors "
         "(default: none)",
     )
     device_flag(parser)
     precision_flag(parser)
-    prompt_flags(add)
-    sampling_flags(add, 512)
-    ignored_flag(add)
 
 
 def prompt_flags(add: Callable[..., Any]) -> None:

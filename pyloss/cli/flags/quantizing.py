@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from pyloss.cli.parser import OVERWRITE, command, model_flags, push_flags, real, whole
+from pyloss.cli.parser import (
+    OVERWRITE,
+    command,
+    dtype_flag,
+    group_size_flag,
+    model_flags,
+    push_flags,
+    real,
+    whole,
+)
 
 
 def quantize_parser(commands: Any) -> None:
@@ -33,17 +42,8 @@ def quantize_parser(commands: Any) -> None:
     )
     add("--output", required=True, metavar="PATH", help="file to write for GGUF, else a folder")
     add("--overwrite", action="store_true", help=OVERWRITE)
-    add(
-        "--group-size",
-        type=whole,
-        metavar="N",
-        help="folders: number of values that share a scale (default: 64)",
-    )
-    add(
-        "--dtype",
-        choices=("float32", "float16", "bfloat16"),
-        help="folders: type of scales and of what is not quantized (default: the model's)",
-    )
+    group_size_flag(add, what="folders: ")
+    dtype_flag(add, "folders: type of scales and of what is not quantized (default: the model's)")
     add(
         "--importance-data",
         metavar="FILE",
@@ -63,38 +63,23 @@ def quantize_parser(commands: Any) -> None:
         metavar="PATH",
         help="text or records to train on, as --data of `pyloss train`",
     )
-    more(
-        "--map",
-        metavar="LIST",
-        help="keys of the records, as prompt=question,completion=reply",
-    )
-    more(
-        "--valid-split",
-        type=real,
-        metavar="X",
-        help="share of the text that is held out to measure on (default: 0.05 of a single file)",
-    )
-    more("--iters", type=whole, metavar="N", help="batches to train on (default: 100)")
-    more(
-        "--learning-rate",
-        type=real,
-        metavar="X",
-        help="most by which a scale changes in a step, relative to itself (default: 1e-3)",
-    )
-    more("--batch-size", type=whole, metavar="N", help="samples in a batch (default: 4)")
-    more(
-        "--max-seq-length",
-        type=whole,
-        metavar="N",
-        help="largest number of tokens of a sample (default: 512)",
-    )
-    more(
-        "--val-batches",
-        type=whole,
-        metavar="N",
-        help="batches of held-out text to measure on; -1: all (default: 25)",
-    )
-    more("--seed", type=whole, metavar="N", help="order of the samples (default: 0)")
+    more("--map", metavar="LIST", help="keys of the records, as prompt=question,completion=reply")
+    numbers = {
+        "--valid-split": "share of the text that is held out to measure on "
+        "(default: 0.05 of a single file)",
+        "--iters": "batches to train on (default: 100)",
+        "--learning-rate": "most by which a scale changes in a step, relative to itself "
+        "(default: 1e-3)",
+        "--batch-size": "samples in a batch (default: 4)",
+        "--max-seq-length": "largest number of tokens of a sample (default: 512)",
+        "--val-batches": "batches of held-out text to measure on; -1: all (default: 25)",
+        "--seed": "order of the samples (default: 0)",
+    }
+    for flag, text in numbers.items():
+        kind, metavar = (
+            (real, "X") if flag in ("--valid-split", "--learning-rate") else (whole, "N")
+        )
+        more(flag, type=kind, metavar=metavar, help=text)
     more(
         "--grad-checkpoint",
         action="store_true",
