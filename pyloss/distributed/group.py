@@ -7,7 +7,7 @@ So its bits depend neither on the machines of the ranks, nor on how the sum is c
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -57,6 +57,15 @@ class Group:
             out[...] = array
         return out
 
+    def scatter_sum(self, flat: np.ndarray, bounds: Sequence[int]) -> None:
+        """Sum the ranks' arrays in place, but only the part from bounds[rank] to bounds[rank + 1].
+
+        What the other parts then hold is not defined.
+        """
+
+    def gather_parts(self, flat: np.ndarray, bounds: Sequence[int]) -> None:
+        """Fill the other ranks' parts of `flat` with their values."""
+
     def barrier(self) -> None:
         """Wait until all ranks are here."""
 
@@ -95,6 +104,18 @@ class Group:
     def any(self, flag: bool) -> bool:
         """Whether the flag of any rank is set."""
         return flag if self.size() == 1 else bool(self.all_sum(np.array([int(flag)]))[0])
+
+    def share(self, count: int) -> range:
+        """The records of this rank, of `count` in all: every `size()`-th one."""
+        return range(self.rank(), count, self.size())
+
+    def collect(self, own: Sequence[T]) -> list[T]:
+        """The results of all ranks, of which `own` are those of `share`, in the records' order."""
+        parts = self.all_gather(list(own))
+        if len(parts) == 1:
+            return parts[0]
+        count = sum(map(len, parts))
+        return [parts[index % len(parts)][index // len(parts)] for index in range(count)]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(rank {self.rank()} of {self.size()})"

@@ -9,6 +9,8 @@ from __future__ import annotations
 import pickle
 import socket
 import time
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import numpy as np
@@ -125,6 +127,33 @@ class MPIGroup(Group):
             self._bytes(piece),
             [sums.view(np.uint8), (counts * width, starts * width), self._mpi.BYTE],
         )
+
+    def scatter_sum(self, flat: np.ndarray, bounds: Sequence[int]) -> None:
+        begin, end = bounds[self._rank], bounds[self._rank + 1]
+        step = max(BLOCK_BYTES // flat.itemsize // self._size, 1)
+        longest = max(b - a for a, b in pairwise(bounds))
+        for offset in range(0, longest, step):
+            own = flat[min(begin + offset, end) : min(begin + offset + step, end)]
+            parts = np.empty((self._size, own.size), flat.dtype)
+            waiting = []
+            for rank, (first, last) in enumerate(pairwise(bounds)):
+                piece = flat[min(first + offset, last) : min(first + offset + step, last)]
+                if rank == self._rank:
+                    parts[rank] = own
+                    continue
+                if own.size:
+                    waiting.append(self._world.Irecv(self._bytes(parts[rank]), rank, 3))
+                if piece.size:
+                    waiting.append(self._world.Isend(self._bytes(piece), rank, 3))
+            self._mpi.Request.Waitall(waiting)
+            if own.size:
+                self._add(parts, own)
+
+    def gather_parts(self, flat: np.ndarray, bounds: Sequence[int]) -> None:
+        step = MESSAGE_BYTES // flat.itemsize
+        for rank, (first, last) in enumerate(pairwise(bounds)):
+            for begin in range(first, last, step):
+                self._world.Bcast(self._bytes(flat[begin : min(begin + step, last)]), rank)
 
     @staticmethod
     def _add(parts: np.ndarray, sums: np.ndarray) -> None:

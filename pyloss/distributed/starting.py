@@ -10,6 +10,7 @@ from pyloss.checks.numbers import shown
 from pyloss.distributed import faults, placement
 from pyloss.distributed.group import Group
 from pyloss.distributed.launcher import launch
+from pyloss.io.console import be_piped
 
 BACKENDS = ("auto", "off", "mpi")
 
@@ -70,6 +71,7 @@ def _joined(backend: str) -> Group:
     if group.size() > 1:
         faults.end_all_together(group)
         placement.share(group)
+        be_piped()
         if group.rank():
             # Rank 0 warns for all; an error is said by the rank that meets it.
             logging.getLogger("pyloss").setLevel(logging.ERROR)

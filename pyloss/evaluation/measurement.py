@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from pyloss.checks.numbers import whole
+from pyloss.distributed import Group, group_of
 from pyloss.evaluation.likelihood import score_targets
 from pyloss.evaluation.metrics import ANSWER_METRICS, LOSS_METRICS, read_metrics
 from pyloss.evaluation.questions import Question, read_question
@@ -100,6 +101,7 @@ def measure(
     max_seq_length: int = 2048,
     limit: int | None = None,
     progress: Callable[[int, int], Any] | None = None,
+    group: Group | None = None,
 ) -> Evaluation:
     """Measures a model on a dataset of `load_dataset`.
 
@@ -114,6 +116,8 @@ def measure(
         max_seq_length: tokens of a record that the losses are computed of.
         limit: measure the first records only.
         progress: called with the number of answers so far, and of all.
+        group: the ranks that share the records (`pyloss.distributed`); None: all processes of MPI's
+            launcher. All return the same evaluation.
 
     Raises:
         ValueError: an unknown metric, an empty dataset, or a record without a reference answer,
@@ -125,36 +129,48 @@ def measure(
     if not count:
         raise ValueError("nothing to evaluate: the dataset is empty")
     answering = [name for name in names if name in ANSWER_METRICS]
-    questions = [read_question(dataset, i, tokenizer) for i in range(count)] if answering else []
-    results = [Result() for _ in range(count)]
+    group = group_of(group)
+    own = group.share(count)
+    questions = [read_question(dataset, i, tokenizer) for i in own] if answering else []
+    results = [Result() for _ in own]
     was_training = getattr(model, "training", False)
     model.eval()
     try:
         if len(answering) < len(names):
-            _add_losses(results, names, model, dataset, max_seq_length)
+            _add_losses(results, own, names, model, dataset, max_seq_length)
         if answering:
             params = SamplingParams(max_tokens=max_tokens)
             generator = BatchGenerator(model, tokenizer, batch_size)
             running = generator.run([question.tokens for question in questions], params)
-            shown = watched(running, "answering", "answer", count)
+            shown = watched(running, "answering", "answer", len(own))
             for done, completion in enumerate(shown, 1):
                 _add_answer(
                     results[completion.index], answering, questions[completion.index], completion
                 )
                 if progress is not None:
-                    progress(done, count)
+                    progress(min(done * group.size(), count), count)
     finally:
         model.train(was_training)
+    results = group.collect(results)
+    if len(answering) < len(names) and not any(result.targets for result in results):
+        raise NoTargets("nothing to evaluate: the records have no target token")
     return Evaluation(names, results)
 
 
 def _add_losses(
-    results: list[Result], names: Iterable[str], model: Any, dataset: Any, max_seq_length: int
+    results: list[Result],
+    indices: Sequence[int],
+    names: Iterable[str],
+    model: Any,
+    dataset: Any,
+    max_seq_length: int,
 ) -> None:
+    """Add the losses of the records with these `indices` to their `results`."""
     cache = dataset if isinstance(dataset, CacheDataset) else CacheDataset(dataset)
     for begin in watched(range(0, len(results), _AT_ONCE), "measuring losses", "part"):
         part = results[begin : begin + _AT_ONCE]
-        samples = [cache.sample(begin + i).cut(max_seq_length) for i in range(len(part))]
+        own = indices[begin : begin + _AT_ONCE]
+        samples = [cache.sample(index).cut(max_seq_length) for index in own]
         for result, sample, scores in zip(
             part, samples, score_targets(model, samples), strict=True
         ):
@@ -164,8 +180,6 @@ def _add_losses(
             for name in LOSS_METRICS:
                 if name in names:
                     result.scores[name] = loss if loss is None else float(finished(name, loss))
-    if not any(result.targets for result in results):
-        raise NoTargets("nothing to evaluate: the records have no target token")
 
 
 def _add_answer(result: Result, names: Iterable[str], question: Question, completion: Any) -> None:

@@ -64,6 +64,8 @@ class Console:
             self._dropped(reason(error))
 
     def isatty(self) -> bool:
+        if _piped:
+            return False
         try:
             return self.stream is not None and self.stream.isatty()
         except (OSError, ValueError):
@@ -88,6 +90,8 @@ _out, _err = Console("stdout"), Console("stderr")
 _bar: Any = None
 #: whether messages are left out; results and errors are written
 _quiet = False
+#: whether no stream is a user's terminal
+_piped = False
 #: whether results are left out, too
 _silent = False
 
@@ -96,6 +100,12 @@ def be_quiet(quiet: bool) -> None:
     """Leaves out the lines of `say` and of progress from now on, or not; see `begin`."""
     global _quiet
     _quiet = quiet
+
+
+def be_piped() -> None:
+    """Take no stream for a terminal: mpirun gives its processes one, and reads them itself."""
+    global _piped
+    _piped = True
 
 
 def be_silent() -> None:

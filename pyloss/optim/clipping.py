@@ -15,8 +15,8 @@ from pyloss.optim.state import float32
 from pyloss.runtime.device import DeviceArray, to_device
 
 
-def grad_norm(grads: Mapping[str, Any]) -> float:
-    """The Euclidean norm of all gradients, summed in float64; nan or inf if any of them is."""
+def squared_norms(grads: Mapping[str, Any]) -> list[float]:
+    """The sum of the squares of each gradient, in float64."""
     arrays = [float32(g.values if isinstance(g, RowGradient) else g) for g in grads.values()]
     places: dict[bool, list[int]] = {True: [], False: []}
     for i, array in enumerate(arrays):
@@ -27,8 +27,13 @@ def grad_norm(grads: Mapping[str, Any]) -> float:
         found = to_device(np.zeros((len(on_device), 1)), arrays[on_device[0]])
         _core.sum_squares([arrays[i] for i in on_device], list(found))
         parts[on_device] = found.numpy()
+    return parts[:, 0].tolist()
+
+
+def grad_norm(grads: Mapping[str, Any]) -> float:
+    """The Euclidean norm of all gradients, summed in float64; nan or inf if any of them is."""
     total = 0.0
-    for part in parts[:, 0].tolist():  # not sum(), whose result depends on Python's version
+    for part in squared_norms(grads):  # not sum(), whose result depends on Python's version
         total += part
     return math.sqrt(total)
 

@@ -36,6 +36,13 @@ for small in (1 << 14, 0):
             np.testing.assert_array_equal(found, in_order(count, dtype))
             assert group.all_sum(given, out=given) is given
             np.testing.assert_array_equal(given, in_order(count, dtype))
+for bounds in ([0, *[5000 * (r + 1) // size for r in range(size)]], [0, *[5000] * size]):
+    flat = of_rank(rank, 5000, np.float32)
+    group.scatter_sum(flat, bounds)
+    part = slice(bounds[rank], bounds[rank + 1])
+    np.testing.assert_array_equal(flat[part], in_order(5000, np.float32)[part])
+    group.gather_parts(flat, bounds)
+    np.testing.assert_array_equal(flat, in_order(5000, np.float32))
 matrix = of_rank(rank, 12, np.float32).reshape(3, 4).T
 np.testing.assert_array_equal(group.all_sum(matrix), in_order(12, np.float32).reshape(3, 4).T)
 

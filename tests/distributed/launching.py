@@ -36,13 +36,14 @@ def command(ranks, *words, options=()):
     return [*MPIRUN, *options, "-n", str(ranks), sys.executable, *map(str, words)]
 
 
-def run(ranks, *words, check=True, options=(), timeout=120, **more):
+def run(ranks, *words, check=True, options=(), timeout=120, cwd=None, **more):
     """Runs `python words...` with this many ranks; returns the ended process."""
     done = subprocess.run(
         command(ranks, *words, options=options),
         capture_output=True,
         text=True,
         timeout=timeout,
+        cwd=cwd,
         env=environment(**more),
     )
     if check:

@@ -101,3 +101,25 @@ def test_files_and_bits_repeat_and_a_run_is_resumed_by_other_ranks(base, tmp_pat
     )
     for name, array in theirs.items():
         np.testing.assert_allclose(ours[name], array, rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_a_sharded_optimizer_has_the_bits_of_a_whole_one(ranks, base, tmp_path):
+    """Also its saved state, from which a run without shards goes on, and the other way round."""
+    spec = {"folder": base, "batch": 12, "kind": "full", "max_grad_norm": 0.5, "iters": 8}
+    specs = []
+    for optimizer in ("adamw", "muon"):
+        for shards in (False, True):
+            out = str(tmp_path / f"{optimizer}{shards}")
+            first = spec | {"optimizer": optimizer, "shard_optimizer": shards, "out": out}
+            again = {"iters": 12, "resume": True, "shard_optimizer": not shards}
+            specs += [first, first | again]
+    runs = on_ranks(ranks, tmp_path, specs)
+    for whole, whole_more, sharded, sharded_more in (runs[:4], runs[4:]):
+        for one, other in ((whole, sharded), (whole_more, sharded_more)):
+            assert one["bits"] == other["bits"] and one["norms"] == other["norms"]
+        assert len(whole_more["losses"]) == 4
+    states = [checkpoints.load_checkpoint(tmp_path / f"adamw{s}").optimizer for s in (False, True)]
+    assert states[0].keys() == states[1].keys()
+    for key, value in states[0].items():
+        np.testing.assert_array_equal(value, states[1][key])

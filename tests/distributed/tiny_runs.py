@@ -79,8 +79,9 @@ def run(
     group = group or init("off")
     dropout = settings.pop("dropout", 0.0)
     model = model_of(kind, folder, dropout)
-    kinds = {"adamw": optim.AdamW, "sgd": optim.SGD, "muon": optim.Muon, "lion": optim.Lion}
-    maker = kinds[optimizer](settings.pop("rate", 1e-3))
+    # With a Muon for matrices and an AdamW for norms: a `MultiOptimizer`.
+    groups = {"groups": [{"match": "*norm*", "optimizer": "adamw"}]} if optimizer == "muon" else {}
+    maker = optim.build_optimizer(optimizer, settings.pop("rate", 1e-3), groups)
     defaults = {
         "iters": 20,
         "steps_per_report": 1,

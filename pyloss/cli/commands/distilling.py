@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from pyloss import models
-from pyloss.cli.commands.shared import Flags, move
+from pyloss.cli.commands.shared import Flags, join, move
 from pyloss.cli.commands.training import fit
 from pyloss.distillation.hidden import HiddenStates
 from pyloss.distillation.loss import DistillationLoss
@@ -89,6 +89,7 @@ def _objective(
 def _write(flags: Flags, folder: str, top_k: int | None, samples: int | None) -> int:
     """Stores the probabilities of the teacher of the settings for their data."""
     settings = merge_settings(flags, flags.get("config"))
+    join(settings.distributed)
     options = settings.distillation or {}
     source = options.get("teacher")
     if source is None:

@@ -8,8 +8,9 @@ from typing import Any
 
 from pyloss import models
 from pyloss.checks.numbers import whole
-from pyloss.cli.commands.shared import Flags, move
+from pyloss.cli.commands.shared import Flags, join, move
 from pyloss.cli.commands.training import note_other_targets, print_loss
+from pyloss.distributed import group_of
 from pyloss.errors import counted
 from pyloss.evaluation import Difference, Evaluation, compare, measure, write_results
 from pyloss.evaluation.comparison import RESAMPLES
@@ -35,6 +36,7 @@ def evaluate(flags: Flags) -> int:
     defaults = {"adapter_path": None} | ({"batch_size": 16} if answering else {})
     settings = merge_settings(flags, flags.get("config"), defaults)
     settings.train, settings.test = split == "train", split == "test"
+    group = join(settings.distributed)
     if output is not None:
         check_target(output, ending=".jsonl")
     data = " ".join(source.name for source in read_sources(settings.data or "hf_dataset"))
@@ -59,7 +61,7 @@ def evaluate(flags: Flags) -> int:
         beside = _measured(other, loaded_base, names, max_tokens)
         _print_differences(found, beside, compare(found, beside))
     if output is not None:
-        write_results(output, found, beside, settings.overwrite)
+        group.first(lambda: write_results(output, found, beside, settings.overwrite))
         say(f"wrote {output}")
     return 0
 
@@ -114,7 +116,7 @@ def _measured(
             max_tokens=max_tokens,
             batch_size=settings.batch_size,
             max_seq_length=settings.max_seq_length,
-            limit=None if limit == -1 else limit * settings.batch_size,
+            limit=None if limit == -1 else limit * settings.batch_size * group_of().size(),
             progress=_Progress(),
         )
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from pyloss import models
 from pyloss.checks.numbers import real, whole
-from pyloss.cli.commands.shared import Flags, flag_text, move
+from pyloss.cli.commands.shared import Flags, flag_text, join, move
 from pyloss.io.console import lost, out, say
 from pyloss.models.text.special import encode_text
 from pyloss.runtime import precision
@@ -31,13 +31,18 @@ def _generate(flags: Flags) -> int:
 
     whole(flags["batch_size"], flag_text("batch_size"), 1)
     check_flags(flags)
+    group = join(flags.pop("distributed") or "auto")
     records = _records(flags)
+    if records is None and group.size() > 1:
+        raise ValueError(
+            f"{group.size()} processes can share the prompts of a file (--prompts), not one prompt"
+        )
     model, tokenizer = load(flags)
     if records is not None:
         from pyloss.cli.commands.generating_files import generate_file
 
         encode = encoder(flags, tokenizer, model)
-        generate_file(flags, records, model, tokenizer, encode)
+        generate_file(flags, records, model, tokenizer, encode, group)
         return 0
     last = None
     for last in stream_generate(

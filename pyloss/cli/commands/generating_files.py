@@ -9,7 +9,9 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import pyloss.random
 from pyloss.cli.commands.shared import Flags
+from pyloss.distributed import Group
 from pyloss.errors import counted
 from pyloss.generation import BatchGenerator, SamplingParams
 from pyloss.io.console import say
@@ -79,9 +81,9 @@ def params_of(record: Record, common: SamplingParams, where: str) -> SamplingPar
 
 
 def generate_file(
-    flags: Flags, records: Records, model: Any, tokenizer: Any, encode: Encode
+    flags: Flags, records: Records, model: Any, tokenizer: Any, encode: Encode, group: Group
 ) -> None:
-    """Answers `records` and writes --output, in the order of the lines."""
+    """Answers `records` and writes --output, in the order of the lines; ranks share the lines."""
     common = SamplingParams(
         max_tokens=flags["max_tokens"],
         temperature=flags["temp"],
@@ -101,16 +103,29 @@ def generate_file(
         if not prompts[-1]:
             raise ValueError(f"{where}: the prompt has no tokens")
         params.append(params_of(record, common, where))
+    own = group.share(len(prompts))
     generator = BatchGenerator(model, tokenizer, flags["batch_size"])
-    running = generator.run(prompts, params)
+    running = generator.run([prompts[i] for i in own], [params[i] for i in own])
     at_once = min(flags["batch_size"], len(prompts))
     say(
         f"{counted(len(prompts), 'prompt')}, up to {at_once} at a time; "
         f"keys and values take at most {generator.stats.cache_bytes / 1e6:.0f} MB"
     )
     target = user_path(flags["output"])
-    with output(target, overwrite=flags["overwrite"]), replacing(target) as part:
-        _write(part, records, running, generator)
+    if group.size() == 1:
+        with output(target, overwrite=flags["overwrite"]), replacing(target) as part:
+            _write(part, records, running, generator)
+    else:
+        # Answers that are drawn without a seed must not repeat on other ranks.
+        with pyloss.random.branch(group.rank()):
+            answers = {done.index: done for done in running}
+        lines = group.collect([_line(records[i], answers[k]) for k, i in enumerate(own)])
+
+        def write() -> None:
+            with output(target, overwrite=flags["overwrite"]), replacing(target) as part:
+                part.write_text("".join(f"{line}\n" for line in lines), "utf-8", newline="\n")
+
+        group.first(write)
     stats = generator.stats
     say(f"wrote {flags['output']}")
     if flags["verbose"]:

@@ -164,6 +164,7 @@ _SHARED = (
     "keep_best",
     "resume",
     "overwrite",
+    "shard_optimizer",
 )
 
 

@@ -9,6 +9,7 @@ from pyloss.cli.parser import (
     command,
     data_flags,
     device_flag,
+    distributed_flag,
     precision_flag,
     setting,
     whole,
@@ -73,4 +74,5 @@ The reference of a record is its last assistant turn; the prompt is all that pre
         "and print the differences with their 95 %% intervals",
     )
     device_flag(parser)
+    distributed_flag(parser)
     precision_flag(parser)

@@ -9,6 +9,7 @@ from pyloss.cli.parser import (
     OVERWRITE,
     command,
     device_flag,
+    distributed_flag,
     ignored_flag,
     model_flags,
     precision_flag,
@@ -33,6 +34,7 @@ def generate_parser(commands: Any) -> None:
     )
     add = parser.add_argument
     _answering_flags(parser)
+    distributed_flag(parser)
     add(
         "--prompt",
         "-p",

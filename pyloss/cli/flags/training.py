@@ -117,6 +117,12 @@ def run_flags(parser: Any, lora_alpha: str = "--alpha") -> None:
     group = parser.add_argument_group("optimization")
     device_flag(group)
     distributed_flag(group)
+    setting(
+        group,
+        "--shard-optimizer",
+        "several processes: each keeps the optimizer's state of a part of the parameters",
+        action="store_true",
+    )
     setting(group, "--iters", "batches to train on", type=whole)
     setting(
         group,

@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +33,8 @@ from pyloss.distillation.stored.folder import (
 )
 from pyloss.distillation.stored.samples import KEY_BYTES, Targets, targets_of
 from pyloss.distillation.vocabularies import vocabulary_hash
+from pyloss.distributed import Group, group_of
+from pyloss.distributed.agreement import check_same
 from pyloss.errors import FormatError, choices, counted, size_text
 from pyloss.io.bars import watched
 from pyloss.io.files import PathLike, check_target, user_path
@@ -65,6 +67,7 @@ def write_teacher(
     seed: int = 0,
     overwrite: bool = False,
     shard_bytes: int = SHARD_BYTES,
+    group: Group | None = None,
 ) -> Path:
     """Store a teacher's probabilities of each target token of the data in the folder `path`.
 
@@ -84,6 +87,8 @@ def write_teacher(
         seed: of the draws.
         overwrite: remove a teacher that the folder has with other settings.
         shard_bytes: the size at which a shard ends.
+        group: the ranks that compute shards (`pyloss.distributed`), which rank 0 writes; None: all
+            processes of MPI's launcher.
 
     Returns `path`.
 
@@ -121,12 +126,25 @@ def write_teacher(
         samples=len(stored),
         targets=sum(sample.targets for sample in stored.values()),
     )
-    check_target(path, folder=True)
+    group = group_of(group)
+    check_same(group, {name: repr(value) for name, value in vars(settings).items()})
     folder = user_path(path)
-    index = _index_there(folder, settings, overwrite)
-    _check_room(folder, settings, sum(shard.nbytes for shard in index.shards) if index else 0)
-    with folder_for(folder), locked(folder):
-        _write(teacher.eval(), stored, folder, settings, overwrite)
+
+    def check() -> None:
+        check_target(path, folder=True)
+        index = _index_there(folder, settings, overwrite)
+        _check_room(folder, settings, sum(shard.nbytes for shard in index.shards) if index else 0)
+
+    group.first(check)
+    with ExitStack() as held:
+
+        def begin() -> Index:
+            held.enter_context(folder_for(folder))
+            held.enter_context(locked(folder))
+            return _begun(folder, settings, overwrite)
+
+        index = group.first(begin)
+        _write(teacher.eval(), stored, folder, index, group)
     return folder
 
 
@@ -213,24 +231,35 @@ def _plans(stored: dict[bytes, Targets], settings: Settings) -> Iterator[_Plan]:
 
 
 def _write(
-    teacher: Any, stored: dict[bytes, Targets], folder: Path, settings: Settings, overwrite: bool
+    teacher: Any, stored: dict[bytes, Targets], folder: Path, index: Index, group: Group
 ) -> None:
-    index = _begun(folder, settings, overwrite)
+    """Compute the shards that the index lacks, one for each rank at a time; rank 0 writes them."""
+    settings = index.settings
     begin, done = time.perf_counter(), 0
     plans = list(_plans(stored, settings))
-    for plan in watched(plans, "running the teacher", "shard"):
-        at = plan.number
-        if at < len(index.shards) and _is_whole(folder, settings, index.shards[at]):
-            continue
-        entry = write_shard(folder, at, _computed(teacher, plan, settings))
-        index.shards[at : at + 1] = [entry]
-        index.write(folder)
-        done += entry.targets
-        log.info(
-            "%s",
-            f"{entry.file}: {sum(s.targets for s in index.shards)} of {settings.targets} "
-            f"target tokens, {done / (time.perf_counter() - begin):.0f} a second",
-        )
+
+    def missing() -> list[int]:
+        whole = [_is_whole(folder, settings, entry) for entry in index.shards]
+        return [at for at in range(len(plans)) if at >= len(whole) or not whole[at]]
+
+    todo = group.first(missing)
+    size = group.size()
+    for first in watched(range(0, len(todo), size), "running the teacher", "shard"):
+        numbers = todo[first : first + size]
+        own = None
+        if group.rank() < len(numbers):
+            own = _computed(teacher, plans[numbers[group.rank()]], settings)
+        for at, arrays in zip(numbers, group.gather(own) or (), strict=False):
+            assert arrays is not None
+            entry = write_shard(folder, at, arrays)
+            index.shards[at : at + 1] = [entry]
+            index.write(folder)
+            done += entry.targets
+            log.info(
+                "%s",
+                f"{entry.file}: {sum(s.targets for s in index.shards)} of {settings.targets} "
+                f"target tokens, {done / (time.perf_counter() - begin):.0f} a second",
+            )
 
 
 def _begun(folder: Path, settings: Settings, overwrite: bool) -> Index:

@@ -52,6 +52,8 @@ class TrainingArgs:
         epochs: passes over the training data, instead of `iters`; a part of one is possible.
         val_every: what is between validations, instead of `steps_per_eval`: text such as "0.1ep",
             a part of an epoch, or a number of iterations.
+        shard_optimizer: of several ranks (`pyloss.distributed`), each keeps the optimizer's state
+            for its part of the parameters, and updates these; the bits are the same.
     """
 
     batch_size: int = 4
@@ -78,6 +80,7 @@ class TrainingArgs:
     max_time: float | str | None = None
     epochs: float | None = None
     val_every: int | str | None = None
+    shard_optimizer: bool = False
 
     def __post_init__(self) -> None:
         least = {

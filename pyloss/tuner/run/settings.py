@@ -340,6 +340,7 @@ SCHEMA: dict[str, Key] = {
     "config": Key(_optional(_path)),
     # keys that mlx-lm does not have
     "device": Key(_optional(_text)),
+    "shard_optimizer": Key(_boolean, False),
     "distributed": Key(_one_of(*BACKENDS), "auto"),
     "map": Key(_optional(_map)),
     "valid_split": Key(_optional(_number(0, below=1))),  # None: 0.05 of a single file

@@ -54,6 +54,7 @@ from pyloss.tuner.run.restoring import (
 from pyloss.tuner.run.run_files import RunFiles
 from pyloss.tuner.run.run_folder import prepare_folder
 from pyloss.tuner.run.run_reports import RunReports
+from pyloss.tuner.run.sharding import ShardedUpdates
 from pyloss.tuner.run.updates import Updates
 
 
@@ -115,7 +116,13 @@ class TrainingRun:
         self.made_for = base_of(model)
         of_base = {} if self.made_for is None else self.made_for.metadata()
         self.files = RunFiles(file, group.rank() == 0, self.on_disk, of_base)
-        self.updates = Updates(self.trained, optimizer, args, group)
+        if args.shard_optimizer and isinstance(optimizer, WrappedOptimizer):
+            raise ValueError(
+                f"shard_optimizer needs an optimizer of pyloss.optim, not {optimizer.name}"
+            )
+        shards = args.shard_optimizer and group.size() > 1
+        kind = ShardedUpdates if shards else Updates
+        self.updates = kind(self.trained, optimizer, args, group)
         self.progress = Progress()
         self.best: dict[str, np.ndarray] = {}
         self.reports = RunReports(args, group)
@@ -263,7 +270,15 @@ class TrainingRun:
             "optimizer": f"{optimizer_name(self.optimizer)} {self.optimizer!r:.500}",
             "random state": str(pyloss.random.state()),
         }
-        names = ("iters", "steps_per_report", "steps_per_save", "patience", "max_time", "keep_best")
+        names = (
+            "iters",
+            "steps_per_report",
+            "steps_per_save",
+            "patience",
+            "max_time",
+            "keep_best",
+            "shard_optimizer",
+        )
         settings = kept_settings(args, self.optimizer, self.group.size())
         settings |= {name: getattr(args, name) for name in names}
         check_same(self.group, parts | {name: repr(value) for name, value in settings.items()})
@@ -280,7 +295,7 @@ class TrainingRun:
             checkpoints.check_arrays(targets, saved.accumulated, f"{file}: accumulated")
             skip_batches(self.batches, saved, self.args.iters)
             pyloss.random.set_state(saved.random)
-            self.optimizer.load_state_dict(saved.optimizer)
+            self.updates.restore_optimizer(saved.optimizer)
         except (KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
             raise FormatError(file, None, f"not a readable trainer state: {error}") from error
         checkpoints.restore_arrays(arrays, saved.model, "the run to resume")
@@ -501,7 +516,7 @@ class TrainingRun:
         checkpoint = Checkpoint(
             self.progress,
             self.parameters | self.fixed,
-            self.optimizer.state_dict(copy=False),
+            self.updates.optimizer_state(),
             optimizer_name(self.optimizer),
             self.updates.pending(),
             self.best,

@@ -83,6 +83,14 @@ class Updates:
                 self.flat.clear()
         return self.accumulated
 
+    def optimizer_state(self) -> dict[str, Any]:
+        """The optimizer's state for a checkpoint; the ranks of a group call this together."""
+        return self.optimizer.state_dict(copy=False)
+
+    def restore_optimizer(self, state: Mapping[str, Any]) -> None:
+        """Set the optimizer's state to that of a checkpoint."""
+        self.optimizer.load_state_dict(state)
+
     def restore(self, saved: Mapping[str, np.ndarray]) -> None:
         """Set the accumulated gradients to those of a checkpoint."""
         if self.flat is None:
