@@ -37,11 +37,15 @@ def set_state(state: dict[str, int]) -> None:
     _state.update({name: int(number or 0) for name, number in found.items()})
 
 
-def next_seed() -> int:
+class Seed(int):
+    """A drawn seed. A recorded program knows it by its identity and takes another on each run."""
+
+
+def next_seed() -> Seed:
     """A new 63-bit seed; advances the counter."""
     words = np.random.SeedSequence((_state["seed"], _state["counter"])).generate_state(1, np.uint64)
     _state["counter"] += 1
-    return int(words[0] >> np.uint64(1))
+    return Seed(words[0] >> np.uint64(1))
 
 
 @contextmanager

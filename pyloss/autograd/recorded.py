@@ -59,6 +59,11 @@ class _Program(NamedTuple):
     gradients: list[int | None]
 
 
+def records_layer() -> bool:
+    """Whether a `Recorded` is being recorded, so that inputs of its parts stay as they are."""
+    return current_tape() is not None and _core.recording()
+
+
 class Recorded:
     """A function of one traced array x, of other arrays, and of parameters.
 
@@ -69,13 +74,21 @@ class Recorded:
     Args:
         parameters: arrays that may get gradients.
         constants: other arrays that its calls read, and handles of weights.
+        changing: returns what else its calls read, arrays and drawn seeds: always as many of them,
+            of the same shapes.
     """
 
-    def __init__(self, parameters: Sequence[np.ndarray], constants: Iterable[Any]):
+    def __init__(
+        self,
+        parameters: Sequence[np.ndarray],
+        constants: Iterable[Any],
+        changing: Callable[[], Sequence[Any]] = list,
+    ):
         self.parameters, self.constants = list(parameters), [*parameters, *constants]
+        self.changing = changing
         self._programs: dict[tuple[bool, ...], _Program | None] = {}
 
-    def __call__(self, function: Callable[[Any], Any], x: Any, arrays: Sequence[np.ndarray]) -> Any:
+    def __call__(self, function: Callable[[Any], Any], x: Any, arrays: Sequence[Any]) -> Any:
         """`function(x)`, which is always the same function; `arrays` are what else it is given."""
         tape = current_tape()
         if tape is None or tape.probing or tape.replaying or _core.recording():
@@ -83,6 +96,7 @@ class Recorded:
         nodes = nodes_of(x, *self.parameters)
         if nodes is None or not isinstance(data(x), np.ndarray):
             return function(x)
+        arrays = [*arrays, *self.changing()]
         kind = (keeps_bfloat16(), *[node is not None for node in nodes])
         if kind not in self._programs:
             state = random.state()
@@ -123,7 +137,7 @@ class _Recording:
         traced: tuple[bool, ...],
         function: Callable[[Any], Any],
         x: Any,
-        arrays: Sequence[np.ndarray],
+        arrays: Sequence[Any],
     ):
         self.tape, xd = Tape(), data(x)
         self.leaves = [Node(self.tape.root) if wanted else None for wanted in traced]
@@ -204,7 +218,7 @@ def _program(
     )
 
 
-def _run(program: _Program, nodes: Nodes, x: Any, arrays: Sequence[np.ndarray]) -> Tensor:
+def _run(program: _Program, nodes: Nodes, x: Any, arrays: Sequence[Any]) -> Tensor:
     slots: list[Any] = [None] * program.size
     slots[0 : 1 + len(arrays)] = data(x), *arrays
     _core.run(program.forward, slots)

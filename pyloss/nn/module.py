@@ -107,6 +107,10 @@ class Module:
         """The tree that `repr` shows, and a table of the parameters by class: a text."""
         return summary(self)
 
+    def recorded_inputs(self) -> list[Any]:
+        """What its recorded calls read and what changes between runs: arrays, and drawn seeds."""
+        return []
+
     def children(self) -> Iterator[tuple[str, Module]]:
         """The submodules of this module with their names, such as `("layers.0", ...)`."""
         for name, value in vars(self).items():
@@ -378,9 +382,12 @@ def recorded_module(module: Module) -> Recorded | None:
     """What records the calls of a module, as it is now; None if that cannot be."""
     parameters: list[np.ndarray] = []
     constants: list[Any] = []
+    changing: list[Module] = []
     for part in module.modules():
         if not vars(type(part)).get("recordable", False):
             return None
+        if type(part).recorded_inputs is not Module.recorded_inputs:
+            changing.append(part)
         for name, value in vars(part).items():
             value = array_of(value)
             if isinstance(value, DeviceArray):
@@ -389,7 +396,9 @@ def recorded_module(module: Module) -> Recorded | None:
                 constants += [value.handle, *(value.orders or ())]
             elif isinstance(value, np.ndarray):
                 (constants if name.startswith("_") else parameters).append(value)
-    return Recorded(parameters, constants)
+    return Recorded(
+        parameters, constants, lambda: [a for part in changing for a in part.recorded_inputs()]
+    )
 
 
 def value_and_grad(model: Any, function: Callable, has_aux: bool = False) -> Callable:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from pyloss import _core
-from pyloss.ops.arrays import column_sum, empty, multiply_columns, multiply_rows, zeros
+from pyloss.ops.arrays import column_sum, empty, multiply_columns, multiply_rows, transpose, zeros
 from pyloss.runtime.device import DeviceArray
 
 
@@ -108,11 +108,15 @@ class Dense:
         """The sum over the rows."""
         return column_sum(dy)
 
-    def row_dot(self, dy: Any, y: Any, bias: Any) -> Any:
-        """The sum over the rows of dy (y - bias)."""
-        dots = empty(dy.shape[-1], like=dy)
+    def magnitude_grad(
+        self, dy: Any, y: Any, bias: Any, m: Any, norm: Any, x: Any, weight: Any, low_rank: Any,
+        b: Any, scale: float,
+    ) -> Any:  # fmt: skip
+        """The gradient by m of y = m / norm (x weight^T + scale low_rank b) + bias."""
+        dots, dm = empty(dy.shape[-1], like=dy), empty(dy.shape[-1], like=dy)
         _core.column_dot(dy, y, bias, dots)
-        return dots
+        _core.magnitude_grad(dots, m, norm, dy, x, weight, low_rank, b, scale, dm)
+        return dm
 
     def scale_b(self, b: Any, factor: Any) -> Any:
         """lora_b, or its gradient, with the factor of each output."""
@@ -195,12 +199,19 @@ class Experts:
             _core.column_sum(dy[rows], sums[expert])
         return sums
 
-    def row_dot(self, dy: Any, y: Any, bias: Any) -> Any:
-        dots = zeros(len(self.offsets) - 1, dy.shape[1], like=dy)
-        for expert, rows in self._rows():
-            own_bias = None if bias is None else bias[expert]
-            _core.column_dot(dy[rows], y[rows], own_bias, dots[expert])
-        return dots
+    def magnitude_grad(
+        self, dy: Any, y: Any, bias: Any, m: Any, norm: Any, x: Any, weight: Any, low_rank: Any,
+        b: Any, scale: float,
+    ) -> Any:  # fmt: skip
+        dots, dm = zeros(*m.shape, like=dy), zeros(*m.shape, like=dy)
+        for e, rows in self._rows():
+            own_bias = None if bias is None else bias[e]
+            _core.column_dot(dy[rows], y[rows], own_bias, dots[e])
+            _core.magnitude_grad(
+                dots[e], m[e], norm[e], dy[rows], x[rows], weight[e], low_rank[rows],
+                transpose(b[e]), scale, dm[e],
+            )  # fmt: skip
+        return dm
 
     def scale_b(self, b: Any, factor: Any) -> Any:
         return multiply_rows(b, factor)

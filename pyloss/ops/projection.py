@@ -40,14 +40,12 @@ from pyloss.ops.arrays import (
 )
 from pyloss.ops.product_kernels import Dense, Kernels
 from pyloss.ops.reordering import reorder_columns, reorder_rows
-from pyloss.runtime.device import DeviceArray, empty as device_empty, on_device_of
+from pyloss.runtime.device import DeviceArray, on_device_of
 from pyloss.weights.stack import WeightStack
 from pyloss.weights.weight import Weight
 
 WHOLE = slice(None)
 DENSE = Dense()
-# A factor below this leaves too few digits of x W^T in y to divide it out.
-SMALL_FACTOR = 2.0**-10
 
 
 class Projection(NamedTuple):
@@ -303,28 +301,14 @@ class Backward:
             kernels.input_grad(dy, product.weight, self.accumulate, product.factor, dx)
 
     def _by_m(self, i: int, dy: np.ndarray, y: np.ndarray, part: slice) -> np.ndarray:
-        """The gradient by m: sum of dy (y - bias) over the rows, over m; float64 on the host.
-
-        (y - bias) / m is (x W^T + scale x A B) / norm. Where the factor is small, y has too few
-        digits of that sum, so it is computed anew.
-        """
-        product, kernels, p = self.product, self.product.kernels, self.product.projections[i]
-        assert p.norm is not None and product.factor is not None
-        factor = product.factor[i]
-        dots = kernels.row_dot(dy, y, product.bias[i])
-        on_device = isinstance(dots, DeviceArray)
-        slope = quotient(dots if on_device else dots.astype(np.float64), f32(p.m, "m"))
-        if not any_small(factor):
-            return slope
-        slope, norm = np.asarray(slope), np.asarray(p.norm)
-        small = (np.abs(np.asarray(factor)) < SMALL_FACTOR) & (norm > 0)
-        if small.any():
-            assert product.rows is not None
-            x, low_rank = _of(product.rows, part), _of(product.low_rank[i], part)
-            sums = empty(*dy.shape, like=dy)
-            kernels.forward(x, product.weight[i], None, low_rank, product.b[i], p.scale, None, sums)
-            slope[small] = np.asarray(kernels.row_dot(dy, sums, None))[small] / norm[small]
-        return on_device_of(dots, slope)
+        """The gradient by m."""
+        product, p = self.product, self.product.projections[i]
+        assert product.rows is not None
+        return product.kernels.magnitude_grad(
+            dy, y, product.bias[i], f32(p.m, "m"), on_device_of(dy, p.norm),
+            _of(product.rows, part), product.weight[i], _of(product.low_rank[i], part),
+            product.b[i], p.scale,
+        )  # fmt: skip
 
     def end(self) -> list[list[Any]]:
         """The gradients of each projection's inputs, in the order of `wanted`."""
@@ -376,32 +360,19 @@ def _parts_of(arrays: list[Any], part: slice) -> list[Any]:
 
 def _sum(total: Any, term: Any) -> Any:
     """`total`, None at first, plus a term: in float64 on the host, in place on a device."""
-    if not isinstance(term, DeviceArray):
-        return term.astype(np.float64) if total is None else total + term
     if total is None:
         return term
+    if not isinstance(term, DeviceArray):
+        return np.add(total, term, dtype=np.float64)
     _core.axpy(1.0, term, total)
     return total
 
 
 def quotient(a: Any, b: Any) -> Any:
-    """a / b on the device of `a`, and 0 where b is 0."""
-    if isinstance(a, DeviceArray):
-        y = empty(*a.shape, like=a)
-        _core.ratio(a, on_device_of(a, b), y)
-        return y
-    return np.divide(a, b, out=np.zeros_like(a), where=b != 0)
-
-
-def any_small(factor: Any) -> bool:
-    """Whether any factor is below SMALL_FACTOR. From a device, this copies one byte."""
-    found = (
-        device_empty((1,), np.uint8, factor)
-        if isinstance(factor, DeviceArray)
-        else np.empty(1, np.uint8)
-    )
-    _core.any_below(factor, SMALL_FACTOR, found)
-    return bool(np.asarray(found)[0])
+    """a / b, float32 on the device of `a`, and 0 where b is 0."""
+    y = empty(*a.shape, like=a)
+    _core.ratio(a, on_device_of(a, b), y)
+    return y
 
 
 def project(x: Array, projection: Projection, kernels: Kernels = DENSE) -> Array:

@@ -51,8 +51,8 @@ def set_matmul_precision(precision: str) -> None:
     "mixed" multiplies as "bfloat16" does. In training, decoder layers also keep in bfloat16 what
     they compute between their residual sums, for the backward pass too, in half the bytes. Residual
     sums, what norms, softmax and losses compute, adapters, their gradients and the optimizer stay
-    float32. Layers whose calls cannot be recorded (dropout, DoRA, experts, checkpointing, classes
-    of one's own) keep float32.
+    float32. Layers whose calls cannot be recorded (experts, checkpointing, classes of one's own)
+    keep float32.
 
     "int8" is for generation and evaluation with quantized weights. Each 32 inputs of a row are
     rounded to 8 bits with a scale of their own; their dots with the weights' codes are exact

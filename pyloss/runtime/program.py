@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pyloss import _core
+from pyloss.random import Seed
 from pyloss.runtime.replay import Calls
 
 _OPS = _core.ops()
-#: operations that draw new numbers, or whose results decide about later calls
-_REFUSED = {"dropout", "top_experts", "any_below", "same_bits", "columns_above", "argmax"}
+#: operations whose results decide about later calls
+_REFUSED = {"top_experts", "same_bits", "columns_above", "argmax"}
 
 
 class NotReplayable(Exception):
@@ -89,9 +90,12 @@ class Writer:
         # By the identity of an array that owns memory: its slot, shape, and the array, if it lives.
         self.known: dict[int, tuple[int, tuple[int, ...], Any]] = {}
 
-    def add(self, array: np.ndarray) -> int:
-        """A slot for an array that is given, or made by a call."""
-        self.known[id(root(array))] = self.size, array.shape, weakref.ref(root(array))
+    def add(self, value: np.ndarray | Seed) -> int:
+        """A slot for what is given: an array, or a seed; or for an array that a call makes."""
+        if isinstance(value, Seed):
+            self.known[id(value)] = self.size, (), lambda: value
+        else:
+            self.known[id(root(value))] = self.size, value.shape, weakref.ref(root(value))
         self.size += 1
         return self.size - 1
 
@@ -102,8 +106,8 @@ class Writer:
             raise NotReplayable("a result was not made by the core")
         return found[0]
 
-    def _find(self, array: np.ndarray) -> tuple[int, tuple[int, ...]] | None:
-        owner = root(array)
+    def _find(self, value: np.ndarray | Seed) -> tuple[int, tuple[int, ...]] | None:
+        owner = value if isinstance(value, Seed) else root(value)
         found = self.known.get(id(owner))
         return None if found is None or found[2]() is not owner else found[:2]
 
@@ -114,6 +118,8 @@ class Writer:
     def _step(self, signature: _Signature, op: int, arguments: list[Any]) -> Call:
         if signature.name in _REFUSED:
             raise NotReplayable(f"{signature.name} depends on more than its arguments")
+        if signature.name == "dropout" and not isinstance(arguments[1], Seed):
+            raise NotReplayable("a seed may have been drawn")
         kinds, values = "", []
         for i, value in enumerate(arguments):
             made = i >= signature.outputs and not _reads_output(signature, i, arguments)
@@ -126,6 +132,11 @@ class Writer:
         return op, kinds, tuple(values)
 
     def _argument(self, value: Any, may_be_made: bool) -> tuple[str, Any]:
+        if isinstance(value, Seed):
+            found = self._find(value)
+            if found is None:
+                raise NotReplayable("was drawn")
+            return "s", found[0]
         if value is None or isinstance(value, int | float) or id(value) in self.constants:
             return "c", value
         if not isinstance(value, np.ndarray) or not _whole(value):

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from pyloss import _core
+from pyloss.autograd.recorded import records_layer
 from pyloss.autograd.scope import current_tape
 from pyloss.autograd.tape import data
 from pyloss.ops.arrays import (
@@ -37,7 +38,7 @@ class Magnitude(LowRankAdapter):
 
     parts: ClassVar[Mapping[str, int]] = {**LowRankAdapter.parts, "m": 1}
 
-    results = frozenset(("_squares", "_norms", "_factors"))
+    results = LowRankAdapter.results | {"_squares", "_norms", "_factors"}
 
     @classmethod
     def shapes(cls, layer: Any, r: int) -> dict[str, tuple[int, ...]]:
@@ -70,6 +71,8 @@ class Magnitude(LowRankAdapter):
         if isinstance(a, DeviceArray):
             return self._adapted_norms(weight, a, b)
         known = self._norms
+        if known is not None and records_layer():
+            return known[2]
         if (
             known is None
             or known[0] is not weight
@@ -82,6 +85,9 @@ class Magnitude(LowRankAdapter):
                 self._adapted_norms(weight, a, b),
             )
         return known[2]
+
+    def recorded_inputs(self) -> list[Any]:
+        return [*super().recorded_inputs(), self.norms()]
 
     def _as_before(
         self, scale: float, old_a: np.ndarray, old_b: np.ndarray, a: np.ndarray, b: np.ndarray
@@ -117,7 +123,7 @@ class Magnitude(LowRankAdapter):
         return self.m, self.norms()
 
     def merged(self, weight: np.ndarray) -> np.ndarray:
-        return quotient(self.m, self.norms())[..., None] * super().merged(weight)  # type: ignore[safe-super]
+        return quotient(f32(data(self.m), "m"), self.norms())[..., None] * super().merged(weight)  # type: ignore[safe-super]
 
     def _delta(self) -> np.ndarray:
         return LowRankAdapter._delta(self)
@@ -130,6 +136,7 @@ class DoRALinear(Magnitude, LinearAdapter):
     """
 
     kind = "dora"
+    recordable = True
 
     def _magnitude(self) -> tuple[Any, ...]:
         m, norm = super()._magnitude()

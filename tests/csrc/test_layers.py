@@ -94,22 +94,6 @@ def test_same_bits(memory, rng, n):
         assert same(memory.put(x), memory.put(y)) == 0
 
 
-@pytest.mark.parametrize("n", [0, 1, 63, 300_000])
-def test_any_below(memory, rng, n):
-    def found(x):
-        out = memory.new((1,), np.uint8)
-        _core.any_below(memory.put(x), 0.25, out)
-        return out[0]
-
-    x = np.sign(normal(rng, n)) * rng.uniform(0.25, 9, n)
-    x[n // 2 :: 7] = np.nan
-    assert found(x) == 0
-    for at in {0, n - 1} - {-1} if n else ():
-        y = x.copy()
-        y[at] = -0.2499
-        assert found(y) == 1
-
-
 @pytest.mark.parametrize("n", [0, 1, 31, 100_003])
 def test_ratio(memory, rng, n):
     a, b = memory.put(normal(rng, n)), memory.put(normal(rng, n))

@@ -6,6 +6,7 @@ from kernel_checks import on_threads
 from stored_weights import stored
 
 from pyloss import _core
+from pyloss.runtime.precision import matmul_precision
 from pyloss.weights.weight import FORMATS, Weight
 
 pytestmark = pytest.mark.usefixtures("place")
@@ -92,3 +93,56 @@ def test_threads_give_the_same_bits(rng):
         return squares, norm, dot
 
     on_threads(run)
+
+
+def magnitude_grad(memory, weight, dense, m, dy, x, a, b, scale, bias):
+    """The gradient by m of y = m / norm (x w^T + scale x a b) + bias, and its float64 formula."""
+    norm = want(dense, a, b, scale)
+    sums = x.astype(np.float64) @ (dense + scale * (a.astype(np.float64) @ b).T).T
+    divisor = np.where(norm == 0, 1, norm)
+    y = (m / divisor * sums + (0 if bias is None else bias)).astype(np.float32)
+    dots, dm = memory.new((len(dense),)), memory.new((len(dense),))
+    held = None if bias is None else memory.put(bias)
+    _core.column_dot(memory.put(dy), memory.put(y), held, dots)
+    _core.magnitude_grad(
+        dots, memory.put(m), memory.put(norm.astype(np.float32)), memory.put(dy), memory.put(x),
+        weight, memory.put((x @ a).astype(np.float32)), memory.put(b), scale, dm,
+    )  # fmt: skip
+    terms = dy * sums / divisor * (norm != 0)
+    return dm, terms.sum(axis=0), np.abs(terms).sum(axis=0)
+
+
+@pytest.mark.parametrize("format", ["f32", "bf16", "q4_1", "q6_k", "nf4"])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_gradient_by_lengths_small_and_zero_ones_included(memory, rng, format, with_bias):
+    o, i, r, n = 96, 256, 3, 37
+    if format == "f32":
+        dense = normal(rng, o, i)
+        dense[5] = 0
+        weight = memory.put(dense)
+    else:
+        found = stored(rng, o, i, format, 0)
+        weight, dense = found.handle, found.dequantize()
+    a, b, x, dy = normal(rng, i, r), normal(rng, r, o), normal(rng, n, i), normal(rng, n, o)
+    b[:, 5] = 0
+    m = want(dense, a, b, 0.5).astype(np.float32)
+    m[7], m[8], m[9] = 0, 1e-9, -1e-4  # what is left of y has no digits of the sum
+    bias = normal(rng, o) if with_bias else None
+    dm, expected, size = magnitude_grad(memory, weight, dense, m, dy, x, a, b, 0.5, bias)
+    assert np.abs(dm - expected).max() <= 3e-6 * size.max()
+    assert expected[7] != 0 and abs(dm[7] / expected[7] - 1) < 1e-4
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_norms_in_half_precision(rng, precision):
+    """The middle term alone is rounded: some 0.5 % of it."""
+    weight = Weight.quantize(normal(rng, 200, 416), "q4_1")
+    a, b = normal(rng, 416, 8), 0.1 * normal(rng, 8, 200)
+    dense, squares, norm = weight.dequantize(), np.empty(200), np.empty(200, np.float32)
+    _core.row_squares(weight.handle, squares)
+    with matmul_precision(precision):
+        _core.adapted_norm(weight.handle, a, b, 2.0, squares, norm)
+    exact = want(dense, a, b, 2.0)
+    cross = 2 * 2.0 * np.abs((dense.astype(np.float64) @ a).T * b).sum(axis=0)
+    assert (np.abs(norm.astype(np.float64) ** 2 - exact**2) <= 0.02 * cross + 1e-5).all()
+    assert np.abs(norm / exact - 1).max() < 3e-3

@@ -7,6 +7,7 @@
 #define PYLOSS_COLUMNS_TPL_H
 #include "../kernel.h"
 #include "../pieces.h"
+#include "../simd/act.h"
 #include "../simd/vec.h"
 
 /* Rows that add into one partial row. */
@@ -66,24 +67,39 @@ pl_status KERNEL(column_sum)(const pl_call *c) {
     return sum_columns(c, PL_DIM(c, 'N'), args.y, column_sum_piece, NULL);
 }
 
+/* partial[j] += sum of dy[n,j] (y[n,j] - offset[j]) over `rows` rows, the first at element `at`. */
+INLINE void column_dot_rows(pl_act dy, pl_act y, const float *offset, int64_t at, int64_t d,
+                            float *partial, const int rows) {
+    for (int64_t j = 0; j < d; j += LANES) {
+        const int64_t some = at_most(d - j, LANES);
+        const vf minus = offset ? vf_load_part(offset + j, some, 0) : vf_set1(0);
+        vf sum = vf_load_part(partial + j, some, 0);
+        for (int r = 0; r < rows; r++)
+            sum = vf_fma(act_load(dy, at + r * d + j, some),
+                         act_load(y, at + r * d + j, some) - minus, sum);
+        vf_store_part(partial + j, sum, some);
+    }
+}
+INLINE void column_dot_block(pl_act dy, pl_act y, const float *offset, int64_t first, int64_t last,
+                             int64_t d, float *partial) {
+    memset(partial, 0, (size_t)d * sizeof *partial);
+    for (; first + 4 <= last; first += 4) column_dot_rows(dy, y, offset, first * d, d, partial, 4);
+    for (; first < last; first++) column_dot_rows(dy, y, offset, first * d, d, partial, 1);
+}
+
 /* out[j] = sum over n of dy[n,j] (y[n,j] - offset[j])   dy, y [N,D], offset [D] or NULL, out [D] */
 static void column_dot_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
     const column_job *job = context;
-    const pl_call *c = job->call;
-    const column_dot_args args = column_dot_args_of(c);
-    int64_t n = PL_DIM(c, 'N'), d = job->width;
-    const float *dy = args.dy, *y = args.y, *offset = args.offset;
+    const column_dot_args args = column_dot_args_of(job->call);
+    const int64_t n = PL_DIM(job->call, 'N'), d = job->width;
     for (int64_t b = begin; b < end; b++) {
+        const int64_t first = b * BLOCK_ROWS, last = at_most(first + BLOCK_ROWS, n);
         float *partial = job->partial + b * d;
-        int64_t last = at_most((b + 1) * BLOCK_ROWS, n);
-        memset(partial, 0, (size_t)d * sizeof *partial);
-        for (int64_t i = b * BLOCK_ROWS; i < last; i++) {
-            const float *from = dy + i * d, *with = y + i * d;
-            if (offset)
-                for (int64_t j = 0; j < d; j++) partial[j] += from[j] * (with[j] - offset[j]);
-            else
-                for (int64_t j = 0; j < d; j++) partial[j] += from[j] * with[j];
-        }
+        if (args.dy.narrow || args.y.narrow)
+            column_dot_block(args.dy, args.y, args.offset, first, last, d, partial);
+        else
+            column_dot_block((pl_act){args.dy.data, 0}, (pl_act){args.y.data, 0}, args.offset,
+                             first, last, d, partial);
     }
 }
 pl_status KERNEL(column_dot)(const pl_call *c) {

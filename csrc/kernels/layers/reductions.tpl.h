@@ -21,22 +21,6 @@ pl_status KERNEL(same_bits)(const pl_call *c) {
     return PL_OK;
 }
 
-/* found = 1 if any |x[i]| < bound, else 0 */
-static void any_below_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
-    const pl_call *c = context;
-    const any_below_args args = any_below_args_of(c);
-    const float *x = args.x, bound = (float)args.bound;
-    int found = 0;
-    for (int64_t i = begin; i < end; i++) found |= fabsf(x[i]) < bound;
-    if (found) __atomic_store_n(args.found, 1, __ATOMIC_RELAXED);
-}
-pl_status KERNEL(any_below)(const pl_call *c) {
-    const any_below_args args = any_below_args_of(c);
-    *args.found = 0;
-    pl_parallel(PL_DIM(c, 'N'), 8 * PIECE, any_below_piece, c);
-    return PL_OK;
-}
-
 typedef struct {
     const float *x;
     double *partial; /* [pieces] */

@@ -6,14 +6,21 @@
 #include "../widening.h"
 #include "gemm.tpl.h"
 
+/* The form of a product in int8, or FLOATS for matrices without codes for it. */
+static int codes_form(int format) {
+    if (pl_is_floats(format) || pl_has_table(format)) return FLOATS;
+    return INT8_DOTS_COMPILED && pl_has_int8_dots(PL_BYTES == 64) &&
+                   pl_matmul_precision() != PL_INT8_EMULATED
+               ? INT8_DOTS
+               : INT8;
+}
 /* The form of a forward product in int8, or FLOATS. Where tiles of bfloat16 multiply many rows,
  * int8 is for few. */
 static int int8_form(int64_t rows, int format) {
-    if (pl_is_floats(format) || pl_has_table(format)) return FLOATS;
     const pl_precision precision = pl_matmul_precision();
-    if (precision == PL_INT8_EMULATED) return INT8;
-    if (precision != PL_INT8 && (precision != PL_INT8_TILES || rows > SKINNY_M)) return FLOATS;
-    return INT8_DOTS_COMPILED && pl_has_int8_dots(PL_BYTES == 64) ? INT8_DOTS : INT8;
+    const int wanted = precision == PL_INT8 || precision == PL_INT8_EMULATED ||
+                       (precision == PL_INT8_TILES && rows <= SKINNY_M);
+    return wanted ? codes_form(format) : FLOATS;
 }
 
 /* The form in which a layer of this many rows multiplies. Few rows wait for memory or for the

@@ -284,16 +284,6 @@ int pl_cl_launch_sum_squares(const pl_cl_operation *o) {
     return failed;
 }
 
-int pl_cl_launch_any_below(const pl_cl_operation *o) {
-    const any_below_places at = any_below_places_of(o);
-    pl_cl_launch l = begin(o);
-    pl_cl_add_place(&l, at.x, 4);
-    pl_cl_add_place(&l, at.found, 1);
-    pl_cl_add_f32(&l, any_below_args_of(o->call).bound);
-    pl_cl_add_i64(&l, elements(o));
-    return pl_cl_enqueue(&l, "any_below", 1, (size_t)shape_of(o).group, NULL);
-}
-
 int pl_cl_launch_same_bits(const pl_cl_operation *o) {
     const same_bits_places at = same_bits_places_of(o);
     pl_cl_launch l = begin(o);

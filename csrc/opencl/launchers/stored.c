@@ -114,3 +114,17 @@ int pl_cl_launch_adapted_norm(const pl_cl_operation *o) {
     pl_cl_buffer_release(scratch.buffer);
     return failed;
 }
+
+int pl_cl_launch_magnitude_grad(const pl_cl_operation *o) {
+    const magnitude_grad_args args = magnitude_grad_args_of(o->call);
+    const magnitude_grad_places at = magnitude_grad_places_of(o);
+    pl_cl_launch l = begin(o);
+    pl_cl_add_places(&l, 4, at.dots, at.m, at.norm, at.dy, at.x);
+    pl_cl_add_weight(&l, args.w, codes_of(o, args.w, at.w));
+    pl_cl_add_places(&l, 4, at.xa, at.b, at.dm);
+    pl_cl_add_scalar(&l, args.scale);
+    pl_cl_add_i64(&l, PL_DIM(o->call, 'N'));
+    pl_cl_add_i64(&l, PL_DIM(o->call, 'R'));
+    pl_cl_add_i64(&l, PL_DIM(o->call, 'O'));
+    return run(&l, "magnitude_grad", PL_DIM(o->call, 'O'));
+}

@@ -85,15 +85,6 @@ KERNEL same_bits(IN(x), IN(y), ARRAY(uchar, same), long n) {
     if (LANE == 0) *ROW(same, 0) = !any_differs;
 }
 
-/* Whether any |x[i]| is below the bound; for one work-group. */
-KERNEL any_below(IN(x), ARRAY(uchar, found), float bound, long n) {
-    GROUP_MEMORY
-    int below = 0;
-    for (long i = LANE; i < n; i += GROUP) below |= fabs(*ROW(x, i)) < bound;
-    const int any_is = group_max((SCALAR)below) > 0;
-    if (LANE == 0) *ROW(found, 0) = any_is;
-}
-
 /* ---- Dropout: each element's random word depends on the seed and its index alone */
 
 INLINE VU mix_words(VU x) {

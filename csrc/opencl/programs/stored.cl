@@ -82,3 +82,36 @@ KERNEL adapted_norm(WEIGHT_PARAMETERS, ARRAY(const float, a), ARRAY(const float,
     }
     *ROW(norm, o) = (float)sqrt(value_of(total));
 }
+
+/* dm[o] as in kernels/matmul/norms.tpl.h, by a group. */
+KERNEL magnitude_grad(ARRAY(const float, dots), ARRAY(const float, m), ARRAY(const float, norm),
+                      ARRAY(const float, dy), ARRAY(const float, x), WEIGHT_PARAMETERS,
+                      ARRAY(const float, xa), ARRAY(const float, b), ARRAY(float, dm), SCALAR scale,
+                      long rows, long rank, long columns) {
+    GROUP_MEMORY
+    TAKE_WEIGHT
+    const long o = get_group_id(0);
+    const float length = *ROW(m, o), divisor = *ROW(norm, o);
+    exact total = {0, 0};
+    const int exactly = divisor != 0 && fabs(length / divisor) < 0x1p-10f;
+    if (exactly) {
+        const long row = stored_row(&w, o);
+        for (long n = LANE; n < rows; n += GROUP) {
+            exact sum = {0, 0}, low = {0, 0};
+            for (long i = 0; i < w.cols; i += 8) {
+                float run[8];
+                vstore8(weight_run(&w, row, i), 0, run);
+                for (long l = i; l < min(w.cols, i + 8); l++)
+                    add_product(&sum, run[l - i], *ROW(x, n * w.cols + l));
+            }
+            for (long r = 0; r < rank; r++)
+                add_product(&low, *ROW(xa, n * rank + r), *ROW(b, r * columns + o));
+            add_product(&sum, scale, value_of(low));
+            add_product(&total, *ROW(dy, n * columns + o), value_of(sum));
+        }
+    }
+    total = group_exact(total);
+    if (LANE) return;
+    if (exactly) *ROW(dm, o) = (float)(value_of(total) / divisor);
+    else *ROW(dm, o) = length == 0 ? 0 : *ROW(dots, o) / length;
+}

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import numpy as np
 
 from pyloss import ops, random
+from pyloss.autograd.recorded import records_layer
 from pyloss.autograd.tape import data
 from pyloss.checks.numbers import real, shown
 from pyloss.nn import Module, uniform
@@ -45,6 +46,7 @@ class LowRankAdapter(Adapter):
 
     parts: ClassVar[Mapping[str, int]] = {"lora_a": 2, "lora_b": 2}
     parameters_type = LoraParameters
+    results: ClassVar[frozenset[str]] = frozenset(("_seed",))
     origin_a: np.ndarray | None = None
     origin_b: np.ndarray | None = None
     m: Any = None
@@ -169,7 +171,15 @@ class LowRankAdapter(Adapter):
     def _dropout(self) -> tuple[float, int]:
         """The current dropout and the seed of its mask."""
         p = self.dropout if self.training else 0.0
+        if p and records_layer():
+            return p, self._seed
         return p, random.next_seed() if p else 0
+
+    def recorded_inputs(self) -> list[Any]:
+        if not (self.dropout and self.training):
+            return []
+        self._seed = random.next_seed()
+        return [self._seed]
 
     def __repr__(self) -> str:
         return (

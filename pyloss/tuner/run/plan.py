@@ -21,7 +21,7 @@ from pyloss.tuner.losses import PARTS_TOGETHER, head_bytes, parts_of_rows
 
 _NO_BIAS = "{bias_correction: false}"
 #: why layers keep float32 under "mixed"
-NOT_HALF = "layers with dropout, DoRA, experts or parts of one's own are not recorded"
+NOT_HALF = "layers with experts, fixed factors or parts of one's own are not recorded"
 
 #: bytes of the interpreter, the libraries and the allocator's slack
 BASE_BYTES = 80_000_000
@@ -185,7 +185,7 @@ def estimate_memory(
     outputs = sum(
         name.endswith(("o_proj.m", "down_proj.m")) for name in model.trainable_parameters()
     )
-    kept += 4 * tokens * hidden * (outputs / max(layers, 1) if grad_checkpoint else outputs)
+    kept += width * tokens * hidden * (outputs / max(layers, 1) if grad_checkpoint else outputs)
     work = tokens * (width * (4 * inner + 10 * key_values) + 4 * 3 * hidden * (1 + visits))
     if getattr(family, "fused", False):
         work += width * tokens * max(2 * inner, queries + 2 * key_values)
@@ -202,9 +202,8 @@ def keeps_half(model: Any) -> bool:
     """Whether the layers keep activations in bfloat16: as "mixed" says, and all can be recorded."""
     if not (keeps_bfloat16() and isinstance(model, Module)):
         return False
-    dropout = any(getattr(module, "dropout", 0) for _, module in model.named_modules())
-    dora = any(name.endswith(".m") for name in model.trainable_parameters())
-    return not (dropout or dora) and all(
+    fixed = any(getattr(part, "origin_a", None) is not None for part in model.modules())
+    return not fixed and all(
         recorded_module(layer) is not None for layer in getattr(model, "layers", ())
     )
 
