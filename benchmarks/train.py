@@ -103,6 +103,15 @@ def rounded(base: str) -> list[Program]:
     ]
 
 
+def half_peers() -> list[Program]:
+    """PEFT in bfloat16: eager, and compiled where that does not take minutes a step."""
+    found = [eager("lora", "--dtype", "bfloat16", name=IN_BFLOAT16)]
+    if has_instructions():
+        flags = ("--compile", "--dtype", "bfloat16")
+        found.append(eager("lora", *flags, name=f"{IN_BFLOAT16}, torch.compile"))
+    return found
+
+
 class Tables:
     """The parts of the run; each returns its tables. `full` is kept for the picture."""
 
@@ -113,11 +122,9 @@ class Tables:
     def steps(self) -> list[str]:
         """Steps of 4 x 256 tokens, and short steps of 4 x 48."""
         peers = [eager("lora"), eager("dora"), eager("lora", "--checkpoint", name=RECOMPUTED)]
-        peers.append(eager("lora", "--dtype", "bfloat16", name=IN_BFLOAT16))
-        once = [eager("lora", "--compile", name=", torch.compile")]
-        if has_instructions():  # without them a step takes minutes
-            flags = ("--compile", "--dtype", "bfloat16")
-            once.append(eager("lora", *flags, name=f"{IN_BFLOAT16}, torch.compile"))
+        half, *compiled_half = half_peers()
+        peers.append(half)
+        once = [eager("lora", "--compile", name=", torch.compile"), *compiled_half]
         if find_spec("bitsandbytes"):
             once.append(eager("lora", name=", NF4 (bitsandbytes)")._replace(model=nf4_folder()))
         own = [ours(kind, base) for kind in NAMES for base in BASES]
@@ -168,7 +175,7 @@ class Tables:
         for batch, tokens, gb in ((2, 1024, 12), (1, 4096, 20)):
             programs = [ours("lora", "f32"), ours("lora", "q4_1"), *rounded("f32")]
             if free_gb() > gb:
-                programs = [eager("lora"), *programs]
+                programs = [eager("lora"), *half_peers(), *programs]
             found = measured(
                 programs, "--batch", batch, "--tokens", tokens, "--passes", 1 if self.quick else 2
             )
@@ -203,8 +210,8 @@ class Tables:
 
     def evaluation(self) -> list[str]:
         """The loss alone: full batches, and the conversations."""
-        programs = [eager("lora"), ours("lora", "f32"), ours("lora", "q4_1")]
-        programs += rounded("f32")[:1]  # nothing is kept
+        programs = [eager("lora"), *half_peers(), ours("lora", "f32"), ours("lora", "q4_1")]
+        programs += [program for base in ("f32", "q4_1") for program in rounded(base)[:1]]
 
         full = measured(
             programs,
