@@ -93,9 +93,12 @@ def kill_again_and_again(folder, kills, seed):
     for _ in range(kills):
         process = start(folder, "resume")
         assert process.stdout.readline() == "begin\n"
+        output = ""
+        while not (seen or losses_of(output)):  # one run at least comes so far
+            output += process.stdout.readline()
         time.sleep(0.02 + 0.3 * rng.random())
         process.kill()
-        output, _ = process.communicate()
+        output += process.communicate()[0]
         for iteration, loss in losses_of(output).items():
             assert seen.setdefault(iteration, loss) == loss
         check_complete(folder)

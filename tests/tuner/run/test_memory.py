@@ -48,12 +48,19 @@ def test_many_steps_take_no_more_memory_than_some(tmp_path, checkpoint):
     assert after - before < 1_000_000  # 1,000 bytes per step
 
 
-@pytest.mark.parametrize("options", [{}, {"dropout": 0.1}, {"use_dora": True}])
-def test_the_plan_knows_what_is_kept_in_bfloat16(tmp_path, options):
+@pytest.mark.parametrize(
+    ("config", "use_dora", "is_half"),
+    [
+        ({}, False, True),
+        ({"dropout": 0.1}, False, True),
+        ({}, True, True),
+        ({"init": "pissa"}, False, False),
+    ],
+)
+def test_the_plan_knows_what_is_kept_in_bfloat16(tmp_path, config, use_dora, is_half):
     def adapted():
         model = tiny.load_tiny(tmp_path / "model")
-        config = {"rank": 2, "scale": 2.0, "dropout": options.get("dropout", 0.0)}
-        linear_to_lora_layers(model, -1, config, options.get("use_dora", False))
+        linear_to_lora_layers(model, -1, {"rank": 2, "scale": 2.0, **config}, use_dora)
         return model.train()
 
     with matmul_precision("bfloat16"):
@@ -61,5 +68,5 @@ def test_the_plan_knows_what_is_kept_in_bfloat16(tmp_path, options):
         assert not keeps_half(adapted())
     with matmul_precision("mixed"):
         found, half = estimate_memory(adapted(), 4, 128), keeps_half(adapted())
-    assert half == (not options)
+    assert half == is_half
     assert found < whole if half else found == whole
