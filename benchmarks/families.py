@@ -50,6 +50,7 @@ VOCABULARY = 16384  # few layers under a whole head would measure the head
 TOKENS = 1024
 SIZES = ("SmolLM2-135M", "LFM2-350M", "Qwen3-0.6B", "LFM2-1.2B", "SmolLM2-1.7B", "Qwen3-4B")
 SIZE_TOKENS, LEAST_GB = 512, 4
+PRECISIONS = ("float32", "mixed")
 MIXERS = ("short_conv", "conv_silu", "delta_rule")
 
 
@@ -141,23 +142,26 @@ def whole_models(quick: bool, names: Sequence[str]) -> list[str]:
             break
         file = shape_file(name)
         sizes = ("--batch", "1", "--tokens", str(SIZE_TOKENS), "--passes", "1" if quick else "3")
-        found = run_json("step_pyloss.py", file, *sizes, "--type", "q4_1")
+        runs = [
+            run_json("step_pyloss.py", file, *sizes, "--type", "q4_1", "--precision", precision)
+            for precision in PRECISIONS
+        ]
         answer = run_json("generate_shape.py", file, "q4_1", "64")
-        speed = found["tokens_per_s"]
+        minutes = [100_000 / run["tokens_per_s"] / 60 for run in runs]
         rows.append(
             (
                 name,
-                f"{found['base_gb']:.2f}",
-                f"{speed:.0f}",
-                f"{100_000 / speed / 60:.0f}",
-                f"{found['peak_gb']:.2f}",
+                f"{runs[0]['base_gb']:.2f}",
+                *(f"{run['tokens_per_s']:.0f}" for run in runs),
+                f"{max(minutes):.0f} to {min(minutes):.0f}",
+                f"{runs[0]['peak_gb']:.2f} to {runs[-1]['peak_gb']:.2f}",
                 f"{answer['tokens_per_s']:.1f}",
             )
         )
     heads = (
         "model",
         "weights, GB",
-        "training, tokens/s",
+        *(f"training, {precision}, tokens/s" for precision in PRECISIONS),
         "minutes for 100,000 tokens",
         "peak memory, GB",
         "generating, tokens/s",
