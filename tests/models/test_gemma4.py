@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from mixer_checks import with_lora
 from slopes import gradient_error
 
 import pyloss
@@ -36,17 +37,6 @@ def config(**changes):
     return ModelConfig("gemma4_text", **{**SIZES, "gemma4": OPTIONS, **changes})
 
 
-def adapted(net, rank):
-    pyloss.linear_to_lora_layers(
-        net, -1, {"rank": rank, "scale": 2.0, "dropout": 0.0, "keys": None}
-    )
-    rng = np.random.default_rng(5)
-    for name, array in net.trainable_parameters().items():
-        if name.endswith("lora_b"):
-            array[...] = rng.standard_normal(array.shape) / 8
-    return net
-
-
 def test_layers_of_a_configuration():
     c = config()
     assert [c.shared_from(i) for i in range(6)] == [None, None, None, 1, 2, 1]
@@ -63,7 +53,7 @@ def test_layers_of_a_configuration():
 def test_gradients_of_a_model_in_float64():
     small = {"hidden_size": 6, "intermediate_size": 8, "num_hidden_layers": 4}
     options = Gemma4(6, 2, True, 3, 17)
-    net = adapted(random_model(config(**small, layer_types=TYPES[:4], gemma4=options)), rank=1)
+    net = with_lora(random_model(config(**small, layer_types=TYPES[:4], gemma4=options)), rank=1)
     names = net.trainable_parameters()
     for part in ("per_layer_input_gate", "per_layer_projection", "self_attn.q_proj", "mlp.up_proj"):
         assert f"model.layers.3.{part}.lora_a" in names
@@ -147,7 +137,7 @@ def test_experts_beside_the_mlp():
     """One expert for every token: the choice of experts has no gradient, but jumps."""
     options = dataclasses.replace(EXPERTS, num_experts=1, top_k_experts=1)
     small = {"num_hidden_layers": 2, "layer_types": TYPES[:2]}
-    net = adapted(random_model(config(gemma4=options, **small)), rank=1)
+    net = with_lora(random_model(config(gemma4=options, **small)), rank=1)
     names = net.trainable_parameters()
     for part in ("switch_mlp.down_proj.lora_a", "mlp.down_proj.lora_a", "self_attn.k_proj.lora_b"):
         assert f"model.layers.1.{part}" in names

@@ -2,6 +2,13 @@
 
 import numpy as np
 import pytest
+from mixer_checks import (
+    gguf_tensors,
+    packed_as_alone,
+    same_through_the_cache,
+    same_when_checkpointed,
+    with_lora,
+)
 from slopes import gradient_error
 
 import pyloss
@@ -27,13 +34,7 @@ def model(**options):
 
 def adapted(net, rank=3):
     """LoRA over all linear layers, with the convolutions themselves trained."""
-    pyloss.linear_to_lora_layers(
-        net, -1, {"rank": rank, "scale": 2.0, "dropout": 0.0, "keys": None}
-    )
-    rng = np.random.default_rng(5)
-    for name, array in net.trainable_parameters().items():
-        if name.endswith("lora_b"):
-            array[...] = rng.standard_normal(array.shape) / 8
+    with_lora(net, rank)
     for layer in net.layers:
         if layer.self_attn.taps:
             layer.conv.conv.unfreeze()
@@ -60,45 +61,23 @@ def test_gradients_of_a_model_in_float64(biased):
 
 def test_packed_sequences_do_not_see_each_other():
     """Also sequences that are shorter than the convolution, whose bits are those of each alone."""
-    net, rng = model(conv_L_cache=4), np.random.default_rng(2)
-    parts = [rng.integers(0, 29, n).astype(np.int32) for n in (1, 2, 3, 9, 1, 30)]
-    offsets = np.cumsum([0, *map(len, parts)]).astype(np.int32)
-    packed = net.hidden(np.concatenate(parts), offsets)
+    net = model(conv_L_cache=4)
     taps = net.layers[0].conv.conv.weight
-    x = rng.standard_normal((len(packed), 72)).astype(np.float32)
-    mixed = pyloss.ops.short_conv(x, taps, None, offsets)
-    for part, begin, end in zip(parts, offsets, offsets[1:], strict=False):
-        alone = net.hidden(part, np.array([0, len(part)], np.int32))
-        np.testing.assert_allclose(packed[begin:end], alone, rtol=1e-6, atol=2e-6)
-        one = pyloss.ops.short_conv(x[begin:end], taps, None, np.array([0, len(part)], np.int32))
-        np.testing.assert_array_equal(mixed[begin:end], one)
+
+    def convolution(rows, rng):
+        x = rng.standard_normal((rows, 72)).astype(np.float32)
+        return [x], lambda x, offsets: pyloss.ops.short_conv(x, taps, None, offsets)
+
+    packed_as_alone(net, (1, 2, 3, 9, 1, 30), convolution, 2e-6)
 
 
 def test_checkpointed_layers_have_the_same_gradients():
-    net = adapted(model()).train()
-    batch = np.random.default_rng(3).integers(0, 29, (3, 21)).astype(np.int32)
-    lengths = np.array([[1, 21], [7, 13], [1, 2]], np.int32)
-    step = pyloss.nn.value_and_grad(net, pyloss.tuner.default_loss)
-    (loss, _), grads = step(net, batch, lengths)
-    net.set_grad_checkpoint(True)
-    (again, _), others = step(net, batch, lengths)
-    assert again == loss
-    for name, grad in grads.items():
-        np.testing.assert_array_equal(others[name], grad)
-        assert grad.any()
+    same_when_checkpointed(adapted(model()), 21)
 
 
 def test_a_long_prompt_in_parts_and_one_token_at_a_time():
     """The cache drops the rows before a convolution's reach and keeps these."""
-    net = model(conv_L_cache=5)
-    tokens = np.random.default_rng(4).integers(0, 29, 300)
-    want = net(tokens[None])[0]
-    for sizes in ([1] * 300, [3, 1, 1, 200, 1, 1, 93], [299, 1]):
-        cache, at = net.make_cache(), 0
-        for n in sizes:
-            got = net.step(tokens[at : at + n], cache)
-            at += n
-            np.testing.assert_allclose(got, want[at - 1], rtol=0, atol=5e-5)
+    same_through_the_cache(model(conv_L_cache=5))
 
 
 def gguf(**changes):
@@ -115,12 +94,7 @@ def gguf(**changes):
 
 
 def test_gguf():
-    from pyloss.io.tensor_file import StoredTensor
-
-    tensors = {
-        name: StoredTensor("m.gguf", name, "F32", (29, 24), np.zeros(4 * 29 * 24, np.uint8))
-        for name in ("token_embd.weight", *(f"blk.{i}.attn_norm.weight" for i in range(3)))
-    }
+    tensors = gguf_tensors()
 
     def read(**changes):
         return ModelConfig.from_gguf(gguf(**changes), tensors, "m.gguf")

@@ -2,12 +2,18 @@
 
 import numpy as np
 import pytest
+from mixer_checks import (
+    gguf_tensors,
+    packed_as_alone,
+    same_through_the_cache,
+    same_when_checkpointed,
+    with_lora,
+)
 from slopes import gradient_error
 from tiny import TOKENS, byte_tokenizer
 
 import pyloss
 from pyloss.io.gguf import read_gguf
-from pyloss.io.tensor_file import StoredTensor
 from pyloss.models.config import ModelConfig
 from pyloss.models.config.delta_net import DeltaNet
 from pyloss.models.config.mixture import Mixture
@@ -42,13 +48,7 @@ def model(delta=(2, 4, 8, 5, 4), seed=0, family="qwen3_5_text", **changes):
 
 def adapted(net, rank=3):
     """LoRA over all linear layers, with the delta rule's own parameters trained."""
-    pyloss.linear_to_lora_layers(
-        net, -1, {"rank": rank, "scale": 2.0, "dropout": 0.0, "keys": None}
-    )
-    rng = np.random.default_rng(5)
-    for name, array in net.trainable_parameters().items():
-        if name.endswith("lora_b"):
-            array[...] = rng.standard_normal(array.shape) / 8
+    with_lora(net, rank)
     for layer in net.layers:
         if layer.self_attn.taps:
             layer.linear_attn.conv1d.unfreeze()
@@ -84,46 +84,22 @@ def test_gradients_of_a_model_in_float64(options):
 
 def test_packed_sequences_do_not_see_each_other():
     """Also sequences that are shorter than the convolution, whose bits are those of each alone."""
-    net, rng = model(), np.random.default_rng(2)
-    parts = [rng.integers(0, 29, n).astype(np.int32) for n in (1, 2, 3, 9, 1, 130)]
-    offsets = np.cumsum([0, *map(len, parts)]).astype(np.int32)
-    packed = net.hidden(np.concatenate(parts), offsets)
-    sizes = {"q": 16, "k": 16, "v": 20, "g": 4, "beta": 4}
-    arrays = [rng.standard_normal((len(packed), n)).astype(np.float32) for n in sizes.values()]
-    arrays[3] = -np.abs(arrays[3])
-    mixed = pyloss.ops.delta_rule(*arrays, offsets, 8, 0.3)
-    for part, begin, end in zip(parts, offsets, offsets[1:], strict=False):
-        bounds = np.array([0, len(part)], np.int32)
-        alone = net.hidden(part, bounds)
-        np.testing.assert_allclose(packed[begin:end], alone, rtol=1e-6, atol=2e-5)
-        own = [array[begin:end] for array in arrays]
-        np.testing.assert_array_equal(mixed[begin:end], pyloss.ops.delta_rule(*own, bounds, 8, 0.3))
+
+    def delta_rule(rows, rng):
+        sizes = {"q": 16, "k": 16, "v": 20, "g": 4, "beta": 4}
+        arrays = [rng.standard_normal((rows, n)).astype(np.float32) for n in sizes.values()]
+        arrays[3] = -np.abs(arrays[3])
+        return arrays, lambda *given: pyloss.ops.delta_rule(*given, 8, 0.3)
+
+    packed_as_alone(model(), (1, 2, 3, 9, 1, 130), delta_rule, 2e-5)
 
 
 def test_checkpointed_layers_have_the_same_gradients():
-    net = adapted(model()).train()
-    batch = np.random.default_rng(3).integers(0, 29, (3, 70)).astype(np.int32)
-    lengths = np.array([[1, 70], [7, 13], [1, 2]], np.int32)
-    step = pyloss.nn.value_and_grad(net, pyloss.tuner.default_loss)
-    (loss, _), grads = step(net, batch, lengths)
-    net.set_grad_checkpoint(True)
-    (again, _), others = step(net, batch, lengths)
-    assert again == loss
-    for name, grad in grads.items():
-        np.testing.assert_array_equal(others[name], grad)
-        assert grad.any(), name
+    same_when_checkpointed(adapted(model()), 70)
 
 
 def test_a_long_prompt_in_parts_and_one_token_at_a_time():
-    net = model((2, 2, 16, 16, 5))
-    tokens = np.random.default_rng(4).integers(0, 29, 300)
-    want = net(tokens[None])[0]
-    for sizes in ([1] * 300, [3, 1, 1, 200, 1, 1, 93], [299, 1]):
-        cache, at = net.make_cache(), 0
-        for n in sizes:
-            got = net.step(tokens[at : at + n], cache)
-            at += n
-            np.testing.assert_allclose(got, want[at - 1], rtol=0, atol=5e-5)
+    same_through_the_cache(model((2, 2, 16, 16, 5)))
 
 
 @pytest.mark.parametrize("batched", [False, True])
@@ -186,10 +162,7 @@ def gguf(**changes):
 
 
 def test_gguf():
-    tensors = {
-        name: StoredTensor("m.gguf", name, "F32", (29, 24), np.zeros(4 * 29 * 24, np.uint8))
-        for name in ("token_embd.weight", *(f"blk.{i}.attn_norm.weight" for i in range(3)))
-    }
+    tensors = gguf_tensors()
 
     def read(**changes):
         return ModelConfig.from_gguf(gguf(**changes), tensors, "m.gguf")
