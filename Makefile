@@ -21,7 +21,7 @@ TABLES := $(filter %.def %.cl,$(CORE))
 
 .PHONY: help demo demo-distill test test-all readme parity lint sanitized sanitize fuzz
 .PHONY: fuzz-sanitize bench bench-train bench-losses bench-distill bench-opencl bench-scaling \
-    bench-families bench-tape bench-optimizers clean
+    bench-families bench-tape bench-optimizers bench-quantize clean
 
 help:
 	@echo 'make demo           set up .venv and fine-tune the embedded model (about ten minutes)'
@@ -39,6 +39,7 @@ help:
 	@echo 'make bench-train    measure training and generation of pyloss and its peers (an hour)'
 	@echo 'make bench-losses   measure the losses of pyloss and its peers'
 	@echo 'make bench-distill  measure distillation, beside a plain loop in torch'
+	@echo 'make bench-quantize  K-quants beside llama.cpp, tuned scales beside mlx-lm (hours)'
 	@echo 'make bench-tape     measure attention, NumPy on Tensors and optimizers, beside torch'
 	@echo 'make bench-families  steps of each family, and what models of real sizes need (an hour)'
 	@echo 'make bench          measure matrix products, experts, loading and imports'
@@ -124,6 +125,9 @@ bench-losses: $(VENV)/done-install $(VENV)/done-parity $(VENV)/done-bench
 
 bench-distill: $(VENV)/done-install $(VENV)/done-model $(VENV)/done-parity $(VENV)/done-bench
 	$(BIN)/python benchmarks/distill.py
+
+bench-quantize: $(VENV)/done-install $(VENV)/done-model $(VENV)/done-parity $(VENV)/done-bench
+	$(BIN)/python benchmarks/quantize.py
 
 bench-tape: $(VENV)/done-install $(VENV)/done-parity $(VENV)/done-bench
 	$(BIN)/python benchmarks/tape.py

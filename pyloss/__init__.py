@@ -5,14 +5,14 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-from typing import TYPE_CHECKING, Any
-
 # Before what takes time to import.
 from pyloss import starting  # noqa: F401
 
 # isort: split
+import importlib
+import os
+from typing import TYPE_CHECKING, Any
+
 from pyloss import _core, autograd, nn, optim, random
 from pyloss.autograd.checkpointing import checkpoint
 from pyloss.autograd.custom import custom_function, stop_gradient

@@ -6,27 +6,24 @@ there Ctrl-C raises KeyboardInterrupt, as everywhere.
 
 from __future__ import annotations
 
+# The module `signal` takes milliseconds to import, in which Ctrl-C would not be handled yet.
+import _signal  # type: ignore[import-not-found]
 import os
 import sys
-from typing import Any
 
 _INTERRUPTED = 130
 
 
 def interrupt_as_usual() -> None:
     """Lets Ctrl-C raise KeyboardInterrupt again, for a command that handles it."""
-    import signal
-
-    if signal.getsignal(signal.SIGINT) is _end:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if _signal.getsignal(_signal.SIGINT) is _end:
+        _signal.signal(_signal.SIGINT, _signal.default_int_handler)
 
 
-def _end(number: int, frame: Any) -> None:
-    import signal
-
+def _end(number: int, frame: object) -> None:
     # In another program of the same name, which goes on after its imports.
     if not any(_is_importing(name) for name in ("pyloss", "pyloss.cli")):
-        signal.default_int_handler(number, frame)
+        _signal.default_int_handler(number, frame)
     os.write(2, b"pyloss: interrupted\n")
     # Nothing was begun, so nothing has to be ended; an exception would pass through half-imported
     # modules, some of which turn it into another.
@@ -48,18 +45,9 @@ def _is_command() -> bool:
     return os.path.basename(program) == "pyloss"
 
 
-def _begin() -> None:
-    # Imported here, since a program that imports the library need not wait for them.
-    import signal
-    import threading
-
-    if (
-        threading.current_thread() is threading.main_thread()
-        # Ctrl-C may be ignored, as in `nohup pyloss ... &`.
-        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    ):
-        signal.signal(signal.SIGINT, _end)
-
-
-if _is_command():
-    _begin()
+# Ctrl-C may be ignored, as in `nohup pyloss ... &`.
+if _is_command() and _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
+    try:
+        _signal.signal(_signal.SIGINT, _end)
+    except ValueError:  # imported by another thread than the main one, which gets no signals
+        pass

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tiny
 
 import pyloss
 from pyloss import _core
@@ -19,6 +20,7 @@ import limit_tables
 import loss_rows
 import matmul
 import opencl
+import quantize
 import scaling
 import shapes
 import step_limits
@@ -333,3 +335,23 @@ def test_the_calls_of_a_step_are_counted_one_by_one(monkeypatch):
     assert [(call.name, call.meetings, call.pieces > 1) for call in calls] == [
         ("axpy", 1, True)
     ] * 2
+
+
+def test_qualities_are_means_over_the_tokens(tmp_path):
+    """Of windows of different lengths; the original's own divergence is 0."""
+    original = tiny.load_tiny(tmp_path / "a", vocab_size=29)
+    other = tiny.load_tiny(tmp_path / "b", vocab_size=29, seed=1)
+    windows = [[3, 5, 7, 2], [1, 2], [9] * 7]
+    found = quantize.qualities(original, {"original": original, "other": other}, windows)
+    divergence = loss = 0.0
+    for window in windows:
+        p, q = (
+            z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
+            for z in (
+                model(np.array([window]))[0, :-1].astype(np.float64) for model in (original, other)
+            )
+        )
+        divergence += (np.exp(p) * (p - q)).sum()
+        loss -= q[range(len(window) - 1), window[1:]].sum()
+    np.testing.assert_allclose(found["other"], (divergence / 10, np.exp(loss / 10)), rtol=1e-5)
+    assert abs(found["original"][0]) < 1e-7 and found["original"][1] != found["other"][1]

@@ -371,19 +371,6 @@ def test_round_trip(read, tmp_path, changes):
             "model_type 'gpt2' is not supported: it needs learned positions in place of rotary "
             "ones, which pyloss lacks; supported are llama, mistral",
         ),
-        (
-            {"model_type": "deepseek_v3", "kv_lora_rank": 512},
-            r"needs latent attention \(kv_lora_rank 512\), which pyloss lacks; supported",
-        ),
-        (
-            {"model_type": "new", "text_config": {"hybrid_override_pattern": "M-*"}},
-            r"needs layers of a mixer or an MLP alone \(hybrid_override_pattern 'M-\*'\), which",
-        ),
-        # Nothing shows what it needs, and what is off is not needed.
-        (
-            {"model_type": "new", "kv_lora_rank": None, "topk_group": 1, "alibi": False},
-            "model_type 'new' is not supported; supported are llama",
-        ),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
         ({"sliding_window": 4096}, "sliding_window 4096 is not supported for llama"),
