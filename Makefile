@@ -21,7 +21,7 @@ TABLES := $(filter %.def %.cl,$(CORE))
 
 .PHONY: help demo demo-distill test test-all readme parity lint sanitized sanitize fuzz
 .PHONY: fuzz-sanitize bench bench-train bench-losses bench-distill bench-opencl bench-scaling \
-    bench-families bench-tape bench-optimizers bench-quantize clean
+    bench-families bench-tape bench-optimizers bench-quantize bench-distributed clean
 
 help:
 	@echo 'make demo           set up .venv and fine-tune the embedded model (about ten minutes)'
@@ -45,6 +45,7 @@ help:
 	@echo 'make bench          measure matrix products, experts, loading and imports'
 	@echo 'make bench-scaling  training by the number of cores; predicts more than there are'
 	@echo 'make bench-optimizers  the time of an update by each optimizer'
+	@echo 'make bench-distributed  training over MPI; predicts more machines than there are'
 	@echo 'make bench-opencl   compare an OpenCL device with the C kernels; DEVICE=opencl:1'
 	@echo 'make clean          remove what was built; .venv stays'
 	@echo
@@ -140,6 +141,10 @@ bench-scaling: $(VENV)/done-install $(VENV)/done-model $(VENV)/done-parity $(VEN
 
 bench-optimizers: $(VENV)/done-install $(VENV)/done-parity
 	$(BIN)/python benchmarks/optimizers.py
+
+bench-distributed: $(VENV)/done-install $(VENV)/done-model $(VENV)/done-parity $(VENV)/done-bench
+bench-distributed: $(VENV)/done-test
+	$(BIN)/python benchmarks/distributed.py
 
 bench-opencl: $(VENV)/done-install $(VENV)/done-model $(VENV)/done-parity $(VENV)/done-bench
 	$(BIN)/python benchmarks/opencl.py --device $(DEVICE)

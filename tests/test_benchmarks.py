@@ -15,6 +15,7 @@ from pyloss.models import building, synthetic
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
 import bases
+import distributed
 import families
 import limit_tables
 import loss_rows
@@ -326,6 +327,20 @@ def test_the_predicted_time_of_a_call():
     inline = scaling.Call("add", 1.0, 0, 1)
     assert scaling.predicted(inline, 64, 0.1) == 1.0
     assert scaling.step_seconds([call, inline], 0.5, 4, 0.0) == pytest.approx(3.9)
+
+
+def test_the_exchange_of_gradients_is_fitted_and_predicted():
+    """2 (n - 1) messages and 2 (n - 1) / n of the bytes; ranks beyond the cores share time."""
+    true = distributed.Exchange(1e-4, 2e-5, 1e-9)
+    assert true.seconds(1, 1e6) == 0
+    assert true.seconds(4, 1e6) == pytest.approx(1e-4 + 6 * 2e-5 + 1.5e6 * 1e-9)
+    slow = true.seconds(2, 1e6, rate=1e8, delay=1e-3)
+    assert slow == pytest.approx(1e-4 + 2 * (2e-5 + 1e-3) + 1e6 * (1e-9 + 1e-8))
+    measured = {
+        ranks: [(size, true.seconds(ranks, size) * max(ranks / 2, 1)) for size in (8, 10**6, 10**8)]
+        for ranks in (2, 4, 8)
+    }
+    assert distributed.fitted(measured, 2) == pytest.approx(true)
 
 
 def test_the_calls_of_a_step_are_counted_one_by_one(monkeypatch):
