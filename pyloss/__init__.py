@@ -69,7 +69,12 @@ from pyloss.weights.stack import WeightStack
 from pyloss.weights.weight import Weight
 
 if TYPE_CHECKING:  # `as` makes them public to type checkers
-    from pyloss import evaluation as evaluation, models as models, tuner as tuner
+    from pyloss import (
+        distributed as distributed,
+        evaluation as evaluation,
+        models as models,
+        tuner as tuner,
+    )
     from pyloss.distillation.loss import DistillationLoss as DistillationLoss
     from pyloss.distillation.run import distill as distill
     from pyloss.exporting import export as export
@@ -104,6 +109,7 @@ __version__ = "0.1.0"
 
 # Public names that are imported at first use, with their modules.
 _LAZY = {
+    "distributed": "",
     "evaluation": "",
     "models": "",
     "tuner": "",

@@ -6,6 +6,7 @@ So its bits depend neither on the machines of the ranks, nor on how the sum is c
 
 from __future__ import annotations
 
+import pickle
 import socket
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -93,12 +94,10 @@ class Group:
             try:
                 result = function()
             except Exception as raised:
-                error = raised
-        result, raised_there = self.broadcast((result, error))
-        if self.rank() == 0 and error is not None:
+                error = _sendable(raised)
+        result, error = self.broadcast((result, error))
+        if error is not None:
             raise error
-        if raised_there is not None:
-            raise raised_there
         return result
 
     def any(self, flag: bool) -> bool:
@@ -119,3 +118,12 @@ class Group:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(rank {self.rank()} of {self.size()})"
+
+
+def _sendable(error: Exception) -> Exception:
+    """The exception, or one with its text if pickle cannot carry it to other ranks."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error

@@ -63,6 +63,23 @@ except IndexError as error:
     assert "out of range" in str(error)
 else:
     raise AssertionError
+
+
+class Unpicklable(Exception):
+    def __init__(self, one, two):
+        super().__init__(f"{one} and {two}")
+
+
+def fail():
+    raise Unpicklable(1, 2)
+
+
+try:
+    group.first(fail)
+except (RuntimeError, Unpicklable) as error:
+    assert str(error) in ("Unpicklable: 1 and 2", "1 and 2")
+else:
+    raise AssertionError
 assert group.any(rank == size - 1) and not group.any(False)
 group.barrier()
 assert group.name().startswith(f"rank {rank} on ") and group.local_size() == size
