@@ -45,7 +45,8 @@ def test_a_trained_adapter_is_that_of_one_process(project):
     assert configs[0]["batch_size"] == configs[1]["batch_size"] == 4
 
 
-@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 4])
 def test_evaluations_have_all_records_in_order(project, ranks):
     """Three records: a fourth rank has none."""
     words = ["eval", *MODEL, "--data", "data", "--metric", "loss,contains,f1", "--max-tokens", "5"]
@@ -101,6 +102,7 @@ def test_distillation_is_that_of_one_process(project):
         np.testing.assert_allclose(others[name], array, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_several_processes_cannot_share_is_refused_once(project):
     for words, said in (
         (["info"], "started 2 processes, and pyloss info works in one"),

@@ -56,7 +56,7 @@ def test_an_error_on_one_rank_ends_all_and_names_it(tmp_path, how, said):
     ("how", "said"),
     [
         pytest.param("nan", "FloatingPointError: iteration 8: the loss is nan", id="nan"),
-        pytest.param("data", "training data differs: rank 1 on ", id="data"),
+        pytest.param("data", "training data differs: rank 1 on ", marks=pytest.mark.slow),
         pytest.param("model", "trainable parameters differs: rank 1 on ", marks=pytest.mark.slow),
     ],
 )
@@ -111,7 +111,10 @@ def kill_again_and_again(folder, kills, seed):
         begun = time.monotonic()
         process.communicate(timeout=SECONDS)
         assert process.returncode and time.monotonic() - begun < SECONDS
-        assert not any(runs(int(line.split()[1])) for line in pids.read_text().splitlines())
+        numbers = [int(line.split()[1]) for line in pids.read_text().splitlines()]
+        while any(map(runs, numbers)):  # mpirun does not wait for those that it kills
+            assert time.monotonic() - begun < SECONDS
+            time.sleep(0.05)
         complete(folder)
         ranks = rng.choice([1, 2, 3, 4])
     before = complete(folder).progress.iteration

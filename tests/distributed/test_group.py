@@ -14,7 +14,9 @@ SCRIPT = Path(__file__).with_name("group_script.py")
 
 
 @needs_mpi
-@pytest.mark.parametrize("ranks", [1, 2, 3, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "ranks", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 4))]
+)
 def test_sums_have_the_order_of_the_ranks_and_objects_arrive(ranks):
     done = run(ranks, SCRIPT, ranks)
     assert all(f"rank {r} is done" in done.stdout for r in range(ranks))
@@ -61,7 +63,9 @@ time.sleep(60)
 
 
 @needs_mpi
-@pytest.mark.parametrize("how", ["raise", "kill", pytest.param("memory", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "how", ["raise", *(pytest.param(how, marks=pytest.mark.slow) for how in ("kill", "memory"))]
+)
 def test_a_failing_rank_ends_all_with_its_message(how):
     begun = time.monotonic()
     done = run(3, "-c", FAILING, how, 1, check=False)
