@@ -227,7 +227,8 @@ def test_no_more_than_a_part_is_held(rng):
     value_and_grad(lambda h: pyloss.linear_cross_entropy(h, weight, labels, reduction="mean"))(
         hidden
     )
-    assert _core.buffer_stats()["peak"] - before < 1.15 * linear_losses.LOGITS_BYTES
+    # Each thread packs panels of its own beside the part.
+    assert _core.buffer_stats()["peak"] - before < 1.2 * linear_losses.LOGITS_BYTES
 
 
 # Errors
