@@ -32,7 +32,7 @@ from common import HERE, WORK, machine, run_json, table
 import pyloss
 
 MIXTURES = ("q2_k", "q3_k_m", "q4_k_s", "q4_k_m", "q5_k_m", "q6_k", "iq4_xs", "iq4_nl")
-WINDOW, WINDOWS = 512, 32
+WINDOW, WINDOWS = 512, 12
 BITS = (3, 4)
 #: of mlx-lm's DWQ, absolute: its default, and what moves a scale as far as pyloss's 1e-3 does
 RATES = ("1e-6", "1e-4")
