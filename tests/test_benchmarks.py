@@ -218,15 +218,19 @@ def test_the_table_of_real_sizes(monkeypatch, tmp_path):
     """As the README carries it; models that memory is too small for are said to be left out."""
     monkeypatch.setattr(shapes, "WORK", tmp_path)
     found = {"base_gb": 0.083, "tokens_per_s": 154.2, "peak_gb": 0.617}
-    monkeypatch.setattr(families, "run_json", lambda *_: found)
+    half = found | {"tokens_per_s": 308.4, "peak_gb": 0.42}
+    monkeypatch.setattr(families, "run_json", lambda *flags: half if "mixed" in flags else found)
     free = iter([9.0, 3.0])
     monkeypatch.setattr(families, "free_gb", lambda: next(free))
     (text,) = families.whole_models(False, families.SIZES)
     about, _, head, _, *rows, last = text.split("\n")
     assert about.startswith("LoRA of rank 8 over 4-bit weights (Q4_1), 1 x 512 tokens")
-    assert head.startswith("| model | weights, GB | training, tokens/s | minutes for 100,000")
+    assert head.startswith(
+        "| model | weights, GB | training, float32, tokens/s | training, mixed, "
+    )
     assert rows == [
-        f"| {name} | 0.08 | 154 | 11 | 0.62 | 154.2 |" for name in ("SmolLM2-135M", "LFM2-350M")
+        f"| {name} | 0.08 | 154 | 308 | 11 to 5 | 0.62 to 0.42 | 154.2 |"
+        for name in ("SmolLM2-135M", "LFM2-350M")
     ]
     assert last == "Larger ones were left out: less than 4 GB of memory are free."
 
