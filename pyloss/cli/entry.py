@@ -123,11 +123,15 @@ def _run(argv: Sequence[str] | None, prog: str) -> int:
 
         with warnings.catch_warnings():
             warnings.showwarning = _warn  # type: ignore[assignment]
-            return commands.COMMANDS[command](arguments)
+            code = commands.COMMANDS[command](arguments)
+            # A rank that is done sooner keeps taking signals until all are.
+            faults.ended_together()
+            return code
     except SystemExit as end:  # --help
         return int(end.code or 0)
     except KeyboardInterrupt as interrupt:
-        return _fail(interrupt, 130, str(interrupt) or "interrupted", verbose)
+        code = 143 if isinstance(interrupt, Terminated) else 130
+        return _fail(interrupt, code, str(interrupt) or "interrupted", verbose)
     except FloatingPointError as error:
         return _fail(error, 1, f"error: {error}", verbose)
     except BAD_INPUT as error:

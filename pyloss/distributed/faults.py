@@ -7,6 +7,7 @@ failing rank says which one it is, and ends the others by MPI.
 
 from __future__ import annotations
 
+import atexit
 import signal
 import sys
 import threading
@@ -23,6 +24,8 @@ from pyloss.io.console import say
 
 #: how long a failing rank waits for the others to fail, too
 TOGETHER_SECONDS = 1.0
+#: how long a rank that has ended waits for the others before it says so
+LEAVE_SECONDS = 20.0
 
 _ended: Any = None
 
@@ -39,6 +42,20 @@ def end_all_together(group: Any) -> None:
             fail("".join(traceback.format_exception(kind, error, trace)).rstrip(), 1)
 
     sys.excepthook = hook
+    atexit.register(_leave, group)
+
+
+def _leave(group: Any) -> None:
+    """Meet the other ranks at the end of the process. If they do not come, say so once.
+
+    A rank that ended alone, as by `sys.exit`, is waited for by sums of the others.
+    """
+    if not group.all_leave(LEAVE_SECONDS):
+        say(
+            f"{group.name()} has ended and waits for the other ranks. If they wait for it, it has "
+            "left too early (sys.exit on one rank?): python -m mpi4py SCRIPT ends all of them",
+            always=True,
+        )
 
 
 def fail(text: str, code: int) -> bool:
@@ -56,6 +73,12 @@ def fail(text: str, code: int) -> bool:
         say(f"{group.name()}: {text}", always=True)
         group.abort(code)
     return True
+
+
+def ended_together() -> None:
+    """Wait until all ranks have come so far."""
+    if _ended is not None:
+        _ended.barrier()
 
 
 class Stop:

@@ -42,6 +42,7 @@ class MPIGroup(Group):
         self._world = whole.Dup()
         # Failing ranks meet here: what the others still wait for in `_world` cannot be mixed up.
         self._failing = whole.Dup()
+        self._leaving = whole.Dup()
         self._rank, self._size = int(whole.Get_rank()), int(whole.Get_size())
         if expected is not None and expected != self._size:
             version = MPI.Get_library_version().splitlines()[0].strip("\x00 ")
@@ -212,7 +213,15 @@ class MPIGroup(Group):
 
     def all_failed(self, seconds: float) -> bool:
         """Whether all ranks call this within some `seconds`: called where this rank has failed."""
-        request = self._failing.Ibarrier()
+        return self._meet(self._failing, seconds)
+
+    def all_leave(self, seconds: float) -> bool:
+        """Whether all ranks call this within some `seconds`: called at the end of the process."""
+        return self._meet(self._leaving, seconds)
+
+    @staticmethod
+    def _meet(communicator: Any, seconds: float) -> bool:
+        request = communicator.Ibarrier()
         end = time.monotonic() + seconds
         while not request.Test():
             if time.monotonic() > end:

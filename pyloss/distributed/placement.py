@@ -65,8 +65,8 @@ def warnings_of(ranks: Sequence[dict[str, Any]], threads: Sequence[int]) -> list
         if total > len(union):
             lines.append(
                 f"{host}: its {len(members)} ranks have {total} threads on {len(union)} "
-                "processors, so that they wait for each other: start fewer ranks there, or give "
-                "fewer threads (PYLOSS_NUM_THREADS)"
+                "processors, so that they wait for each other: start fewer ranks there"
+                + (", or give fewer threads (PYLOSS_NUM_THREADS)" if total > len(members) else "")
             )
         elif len(union) * 2 <= there:
             lines.append(

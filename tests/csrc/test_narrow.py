@@ -35,6 +35,7 @@ CASES = {
     "lora_forward": [LINEAR, {"I": 64, "O": 65, "R": 8}],
     "linear_input_grad": [LINEAR, LINEAR | {"N": 2}],
     "lora_input_grad": [LINEAR, {"I": 64, "O": 64, "R": 8}],
+    "magnitude_grad": [LINEAR, LINEAR | {"N": 3}],
     "matmul_tn": [
         {"K": 70, "M": 97, "N": 5},
         {"K": 33, "M": 4, "N": 130},
@@ -134,6 +135,8 @@ def test_bits_are_those_of_floats_rounded_once(name, sizes, precision, isa, rng)
         "add",
         "axpy",
         "column_sum",
+        "column_dot",
+        "magnitude_grad",
     )
     for expected, array in zip(want, got, strict=True):
         if array.dtype == np.uint16:

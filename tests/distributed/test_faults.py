@@ -127,3 +127,26 @@ def kill_again_and_again(folder, kills, seed):
 @pytest.mark.slow
 def test_random_ranks_are_killed_often(tmp_path):
     kill_again_and_again(tmp_path / "run", int(os.environ.get("PYLOSS_KILLS", KILLS)), seed=2)
+
+
+def test_a_rank_that_ends_alone_says_so(tmp_path):
+    """Python tells nobody of sys.exit on one rank: it must at least not be silent."""
+    script = tmp_path / "early.py"
+    script.write_text(
+        "import sys, time\n"
+        "from pyloss.distributed import faults, init\n"
+        "faults.LEAVE_SECONDS = 0.3\n"
+        "if init().rank() == 1:\n"
+        "    sys.exit()\n"
+        "time.sleep(1.5)\n"
+    )
+    done = run(2, script)
+    assert "rank 1 on " in done.stderr and "has ended and waits" in done.stderr
+    assert "rank 0 on " not in done.stderr
+
+
+@pytest.mark.slow
+def test_standard_input_is_refused(tmp_path):
+    words = ("-m", "pyloss", "train", "--model", "smollm2-135m", "--data", "-")
+    done = run(2, *words, check=False, cwd=tmp_path)
+    assert done.returncode and "standard input, which one rank alone gets" in done.stderr

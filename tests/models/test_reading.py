@@ -18,8 +18,8 @@ from pyloss.tuner.utils import load_adapters
 
 
 def test_an_architecture_that_is_not_known_is_named(tmp_path):
-    tiny.write_folder(tmp_path, model_type="mamba")
-    with pytest.raises(ValueError, match=r"'mamba' is not supported; supported are llama"):
+    tiny.write_folder(tmp_path, model_type="rose")
+    with pytest.raises(ValueError, match=r"'rose' is not supported; supported are llama"):
         load_model(tmp_path)
 
 

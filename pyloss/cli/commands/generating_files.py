@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import pyloss.random
 from pyloss.cli.commands.shared import Flags
 from pyloss.distributed import Group
 from pyloss.errors import counted
-from pyloss.generation import BatchGenerator, SamplingParams
+from pyloss.generation import BatchGenerator, BatchStats, SamplingParams
 from pyloss.io.console import say
 from pyloss.io.files import check_target, replacing, user_path
 from pyloss.io.outputs import output
@@ -107,9 +107,10 @@ def generate_file(
     generator = BatchGenerator(model, tokenizer, flags["batch_size"])
     running = generator.run([prompts[i] for i in own], [params[i] for i in own])
     at_once = min(flags["batch_size"], len(prompts))
+    of_rank = " on each rank" if group.size() > 1 else ""
     say(
-        f"{counted(len(prompts), 'prompt')}, up to {at_once} at a time; "
-        f"keys and values take at most {generator.stats.cache_bytes / 1e6:.0f} MB"
+        f"{counted(len(prompts), 'prompt')}, up to {at_once} at a time{of_rank}; "
+        f"keys and values take at most {generator.stats.cache_bytes / 1e6:.0f} MB{of_rank}"
     )
     target = user_path(flags["output"])
     if group.size() == 1:
@@ -126,13 +127,23 @@ def generate_file(
                 part.write_text("".join(f"{line}\n" for line in lines), "utf-8", newline="\n")
 
         group.first(write)
-    stats = generator.stats
+    stats = _of_all(group.all_gather(generator.stats))
     say(f"wrote {flags['output']}")
     if flags["verbose"]:
         say(
             f"[prompts {stats.prompt_tokens} tokens, {stats.prompt_tps:.1f} tokens/s, "
             f"generation {stats.generation_tokens} tokens, {stats.generation_tps:.1f} tokens/s]"
         )
+
+
+def _of_all(ranks: Sequence[BatchStats]) -> BatchStats:
+    """What ranks that worked side by side have done together."""
+    return BatchStats(
+        prompt_tokens=sum(each.prompt_tokens for each in ranks),
+        generation_tokens=sum(each.generation_tokens for each in ranks),
+        prompt_time=max(each.prompt_time for each in ranks),
+        generation_time=max(each.generation_time for each in ranks),
+    )
 
 
 def _write(part: Path, records: Records, running: Any, generator: BatchGenerator) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from pyloss.distributed import group_of
 from pyloss.errors import FormatError
 from pyloss.tuner.data.records import (
     Record,
@@ -80,6 +81,8 @@ def split_files(folder: Path, splits: Sequence[tuple[str, ...]]) -> list[Path | 
 
 def _standard_input() -> Records:
     stream = sys.stdin
+    if group_of().size() > 1:
+        raise ValueError("the data are '-', standard input, which one rank alone gets: give a file")
     if stream is None or stream.isatty():
         raise ValueError(
             "the data are '-', standard input, and that is a terminal or closed: "
