@@ -172,7 +172,7 @@ typedef struct {
 static double magnitude_sum(const magnitude_grad_args *args, const pl_call *c, int64_t o,
                             float *row) {
     const int64_t columns = PL_DIM(c, 'O'), depth = PL_DIM(c, 'I'), rank = PL_DIM(c, 'R');
-    float *expanded = row + depth, slope;
+    float *expanded = row + depth;
     double total = 0;
     decode_row(args->w, o, row);
     for (int64_t n = 0; n < PL_DIM(c, 'N'); n++) {
@@ -181,8 +181,7 @@ static double magnitude_sum(const magnitude_grad_args *args, const pl_call *c, i
         for (int64_t i = 0; i < depth; i++) product += (double)row[i] * x[i];
         for (int64_t r = 0; r < rank; r++)
             low += (double)args->xa[n * rank + r] * args->b[r * columns + o];
-        act_copy(act_at(args->dy, n * columns + o), 1, act_of_floats(&slope));
-        total += slope * (product + args->scale * low);
+        total += act_load(args->dy, n * columns + o, 1)[0] * (product + args->scale * low);
     }
     return total;
 }
