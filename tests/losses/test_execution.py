@@ -183,7 +183,15 @@ def test_more_than_2_31_elements_without_their_memory(rng):
     assert _core.buffer_stats()["peak"] < 4 << 30
 
 
+@pytest.fixture
+def returned():
+    """What the test frees goes back to the system: other processes need it."""
+    yield
+    _core.trim()
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("returned")
 @pytest.mark.skipif(free_memory() < 6 << 30, reason="needs 6 GB of free memory: gradients take 4.3")
 def test_more_than_2_31_elements_of_a_gradient(rng):
     rows, logits, labels = two_rows_seen_many_times(rng)
@@ -200,6 +208,7 @@ def test_more_than_2_31_elements_of_a_gradient(rng):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("returned")
 @pytest.mark.skipif(
     free_memory() < 12 << 30,
     reason="needs 12 GB of free memory: 4.3 of logits and 4.3 of gradients",
