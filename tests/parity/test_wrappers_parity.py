@@ -20,6 +20,16 @@ from safetensors.numpy import load_file, save_file
 
 import pyloss
 
+#: the part for images, which is left out
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("family", ["Ministral3", "Mistral"])
@@ -27,16 +37,7 @@ def test_the_language_model_of_mistral3(tmp_path, family, tied):
     """The wrapper of Ministral 3 and of Mistral Small 3.1, whose parts for images are left out."""
     scaling = MINISTRAL3.get("rope_scaling") if family == "Ministral3" else None
     text = make_tiny(family=family, rope_scaling=scaling, tie_word_embeddings=tied)
-    vision = {
-        "model_type": "pixtral",
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "image_size": 28,
-        "patch_size": 14,
-        "head_dim": 8,
-    }
+    vision = VISION | {"model_type": "pixtral", "head_dim": 8}
     config = transformers.Mistral3Config(
         text_config=text.config.to_dict(), vision_config=vision, tie_word_embeddings=tied
     )
@@ -115,16 +116,8 @@ def test_embedding_models(tmp_path, options):
 def test_the_language_model_beside_one_for_images(tmp_path, beginning):
     """Under both names that versions of transformers have used."""
     text = make_tiny(family="Gemma3", **GEMMA3)
-    vision = {
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "image_size": 28,
-        "patch_size": 14,
-    }
     config = transformers.Gemma3Config(
-        text_config=text.config.to_dict(), vision_config=vision, mm_tokens_per_image=4
+        text_config=text.config.to_dict(), vision_config=VISION, mm_tokens_per_image=4
     )
     whole = transformers.Gemma3ForConditionalGeneration(config).eval()
     whole.model.language_model.load_state_dict(text.model.state_dict())

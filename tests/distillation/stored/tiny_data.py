@@ -8,17 +8,8 @@ from pyloss.models import load_model
 from pyloss.tuner import linear_to_lora_layers
 
 
-class Tokens:
+class Tokens(tiny.Tokens):
     """A dataset of (token ids, first target or weights)."""
-
-    def __init__(self, rows):
-        self.rows = rows
-
-    def __len__(self):
-        return len(self.rows)
-
-    def __getitem__(self, i):
-        return self.rows[i]
 
     def process(self, row):
         return row
