@@ -33,6 +33,7 @@ LAYERS = [
     ["describing", "distillation", "evaluation", "exporting", "measuring", "model_card"],
     ["quantizing"],
     ["reports"],
+    ["mlx"],
     ["cli", "interop"],
     ["__main__"],
 ]

@@ -160,7 +160,7 @@ def _nodes(module: Module, names: list[str], above: frozenset[int]) -> tuple[_No
         node.arrays.append(f"{path}: {shape_text(array.shape)} {_kind(array)}, {state}")
         if state != "buffer":
             counts.add(array, state == "trained")
-    for path, child in module.children():
+    for path, child in module._children():
         below, its = _nodes(child, [path], above | {id(module)})
         counts.update(its)
         last = node.children[-1] if node.children else None

@@ -113,6 +113,9 @@ class Module:
 
     def children(self) -> Iterator[tuple[str, Module]]:
         """The submodules of this module with their names, such as `("layers.0", ...)`."""
+        return self._children()
+
+    def _children(self) -> Iterator[tuple[str, Module]]:
         for name, value in vars(self).items():
             if isinstance(value, Module):
                 if not name.startswith("_"):
@@ -139,7 +142,7 @@ class Module:
                 "unless their names begin with '_'"
             )
         yield path, self
-        for name, child in self.children():
+        for name, child in self._children():
             yield from child._named_modules(joined(path, name), (*above, self))
 
     def modules(self) -> Iterator[Module]:

@@ -1,0 +1,178 @@
+"""MLX's methods of modules: of `nn.Module`, and of pyloss's models by `with_mlx_methods`."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+
+import pyloss
+import pyloss.mlx.core as mx
+import pyloss.mlx.nn as nn
+from pyloss.mlx.utils import tree_flatten, tree_map, tree_unflatten
+
+
+class Scale(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.s = mx.ones((2,))
+
+    def __call__(self, x):
+        return x * self.s.square()
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = mx.arange(6.0).reshape(3, 2)
+        self.b = mx.zeros((2,))
+        self.parts = [Scale(), Scale()]
+
+    def __call__(self, x):
+        y = x @ self.w + self.b
+        for part in self.parts:
+            y = part(y)
+        return y
+
+
+def names(tree):
+    return [name for name, _ in tree_flatten(tree)]
+
+
+def test_parameters_are_a_tree():
+    model = Net()
+    assert names(model.parameters()) == ["w", "b", "parts.0.s", "parts.1.s"]
+    assert isinstance(model.parameters()["parts"][1]["s"], mx.array)
+    assert model.leaf_modules() == {"parts": model.parts}
+    assert [type(m).__name__ for m in model.modules()] == ["Net", "Scale", "Scale"]
+    assert "w" in model and "missing" not in model
+    assert model["b"].shape == (2,) and model.get("missing", 3) == 3
+
+
+def test_gradients_have_the_form_of_the_parameters():
+    model = Net()
+    x = mx.ones((4, 3))
+    loss = lambda model, x: ((model(x) ** 2).sum(), 7)
+    (value, more), grads = nn.value_and_grad(model, loss)(model, x)
+    assert more == 7 and names(grads) == names(model.parameters())
+    y = np.ones((4, 3)) @ np.arange(6.0).reshape(3, 2)
+    np.testing.assert_allclose(value.item(), (y**2).sum())
+    np.testing.assert_allclose(grads["w"].tolist(), np.ones((3, 4)) @ (2 * y))
+    np.testing.assert_allclose(grads["parts"][0]["s"].tolist(), (4 * y**2).sum(0))
+    model.parts[0].freeze()
+    _, grads = nn.value_and_grad(model, loss)(model, x)
+    assert names(grads) == ["w", "b", "parts.1.s"]
+
+
+def test_arrays_keep_their_values_when_the_model_changes():
+    model = Net()
+    before, view = model.w, model.w.T
+    model.update({"w": mx.zeros((3, 2))})
+    assert before.sum().item() == 15 and view.sum().item() == 15 and model.w.sum().item() == 0
+
+
+def test_what_changes_an_array_of_a_module_in_place_changes_the_module():
+    model = Net()
+    model.w += 1
+    model.b[0] = 5
+    w = model.w
+    w *= 2
+    assert model.w.sum().item() == 42 and model.b.tolist() == [5, 0]
+
+
+@pytest.mark.parametrize("keys", ["b", ["b"]])
+def test_freeze_by_keys(keys):
+    model = Net()
+    model.freeze()
+    assert names(model.trainable_parameters()) == []
+    model.unfreeze(keys=keys)
+    assert names(model.trainable_parameters()) == ["b"]
+    model.unfreeze(recurse=False)
+    assert names(model.trainable_parameters()) == ["w", "b"]
+    model.freeze(keys="nowhere")
+    with pytest.raises(KeyError, match="nowhere"):
+        model.freeze(keys="nowhere", strict=True)
+
+
+def test_update_checks_names():
+    model = Net()
+    with pytest.raises(ValueError, match='named "c"'):
+        model.update({"c": mx.ones(2)})
+    model.update({"c": mx.ones(2), "b": mx.ones(2)}, strict=False)
+    assert model.b.tolist() == [1, 1]
+    with pytest.raises(ValueError, match="invalid type: int"):
+        model.update({"b": 3})
+
+
+def test_update_modules_and_apply():
+    model = Net()
+    new = Scale()
+    model.update_modules({"parts": [new]})
+    assert model.parts[0] is new
+    with pytest.raises(ValueError, match="sub-module named"):
+        model.update_modules({"other": new})
+    model.apply(lambda p: p * 0)
+    assert sum(p.sum().item() for _, p in tree_flatten(model.parameters())) == 0
+    model.set_dtype(mx.bfloat16)
+    assert {p.dtype for _, p in tree_flatten(model.parameters())} == {mx.bfloat16}
+    seen = []
+    model.apply_to_modules(lambda name, module: seen.append(name))
+    assert seen == ["", "parts.0", "parts.1"]
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "npz"])
+def test_weights_go_through_files(tmp_path, ending):
+    model, other = Net(), Net()
+    model.apply(lambda p: p + 3)
+    path = str(tmp_path / f"weights.{ending}")
+    model.save_weights(path)
+    other.load_weights(path)
+    assert names(other.parameters()) == names(model.parameters())
+    for (_, a), (_, b) in zip(*map(tree_flatten, (model, other)), strict=True):
+        assert mx.array_equal(a, b)
+    with pytest.raises(ValueError, match="Missing 3 parameters"):
+        other.load_weights([("w", mx.ones((3, 2)))])
+    with pytest.raises(ValueError, match="1 parameters not in model"):
+        other.load_weights([*tree_flatten(model.parameters()), ("c", mx.ones(1))])
+    with pytest.raises(ValueError, match=r"Expected shape \(3, 2\)"):
+        other.load_weights({**tree_flatten(model, destination={}), "w": mx.ones((2, 3))})
+    other.load_weights([("w", mx.ones((3, 2))), ("c", mx.ones(1))], strict=False)
+    assert other.w.sum().item() == 6
+
+
+class Plain(pyloss.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = pyloss.nn.Linear(4, 3)
+        self.layers = [pyloss.nn.Linear(3, 2, bias=False)]
+
+    def __call__(self, x):
+        return self.layers[0](self.first(x))
+
+
+def test_a_model_of_pyloss_gets_the_methods():
+    model = nn.with_mlx_methods(Plain())
+    flat = ["first.weight", "first.bias", "layers.0.weight"]
+    assert isinstance(model, Plain) and names(model.parameters()) == flat
+    x = mx.ones((5, 4))
+    loss = lambda model, x: mx.mean(mx.square(model(x)))
+    _, grads = nn.value_and_grad(model, loss)(model, x)
+    assert names(grads) == flat
+    # pyloss's own function gives the same
+    _, own = pyloss.nn.value_and_grad(model, lambda m: np.mean(m(np.ones((5, 4), "f4")) ** 2))(
+        model
+    )
+    for name in flat:
+        np.testing.assert_allclose(grads[name].tolist(), own[name], rtol=1e-5)
+    model.freeze()
+    model.layers[0].unfreeze()
+    assert names(model.trainable_parameters()) == ["layers.0.weight"]
+    nested = tree_unflatten(tree_flatten(tree_map(lambda p: p * 0 + 2, model.parameters())))
+    model.update(nested)
+    assert model.first.bias.tolist() == [2, 2, 2]
+    model.update({"first.bias": mx.zeros(3)})
+    assert model.first.bias.tolist() == [0, 0, 0]
+    assert names(model.filter_and_map(nn.Module.trainable_parameter_filter)) == ["layers.0.weight"]
+    other = copy.deepcopy(model)
+    assert "weight" in other.first and other.first is not model.first
