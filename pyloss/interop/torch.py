@@ -139,7 +139,11 @@ class _Loss(torch.autograd.Function):  # type: ignore[misc]
 def _for_torch(loss: Callable) -> Callable:
     signature = inspect.signature(loss)
     signature = signature.replace(
-        parameters=[p for p in signature.parameters.values() if p.name != "out"]
+        parameters=[
+            p
+            for p in signature.parameters.values()
+            if p.name != "out" and not p.name.startswith("return_")
+        ]
     )
 
     @functools.wraps(loss)

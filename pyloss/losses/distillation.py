@@ -295,4 +295,5 @@ def _cross_entropy(
     loss: np.ndarray,
     slopes: np.ndarray | None,
 ) -> None:
-    row_loss("softmax_cross_entropy", (logits, labels, 0.0, 0.0, softcap, dloss), (loss, slopes))
+    inputs = logits, labels, 0.0, 0.0, softcap, None, dloss, None
+    row_loss("softmax_cross_entropy", inputs, (loss, None, slopes))

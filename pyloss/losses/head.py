@@ -71,8 +71,8 @@ class Head(NamedTuple):
 SLOTS = 1 + INPUTS
 
 
-def head(hidden: Any, weight: Any, suffix: str = "") -> Head:
-    """Checks hidden states and weight, see `linear_cross_entropy`.
+def head(hidden: Any, weight: Any, suffix: str = "", bias: Any = None) -> Head:
+    """Checks hidden states, weight and bias, see `linear_cross_entropy`.
 
     Names in errors end in `suffix`.
     """
@@ -97,6 +97,8 @@ def head(hidden: Any, weight: Any, suffix: str = "") -> Head:
             projection = Projection(f32(weight, f"weight{suffix}"))
     if getattr(projection.weight, "columns", None) is not None:
         raise ValueError(f"weight{suffix} must have its columns in order")
+    if bias is not None:
+        projection = projection._replace(bias=_checked_bias(bias, weight, projection))
     width = projection.weight.shape[1]
     if source.shape[-1:] != (width,):
         raise ValueError(
@@ -107,6 +109,19 @@ def head(hidden: Any, weight: Any, suffix: str = "") -> Head:
     return Head(
         hidden, rows, projection, projection.weight if hasattr(weight, "projection") else weight
     )
+
+
+def _checked_bias(bias: Any, weight: Any, projection: Projection) -> Any:
+    if hasattr(weight, "projection"):
+        raise ValueError(
+            f"bias goes with an array or a Weight; a {type(weight).__name__} brings its own"
+        )
+    size = projection.weight.shape[0]
+    if np.shape(data(bias, "bias")) != (size,):
+        raise ValueError(
+            f"bias has shape {np.shape(data(bias))}, expected one per class: ({size},)"
+        )
+    return bias
 
 
 def rows_at_once(row_bytes: int, logits_bytes: int | None = None) -> int:

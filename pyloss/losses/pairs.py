@@ -20,8 +20,10 @@ Arguments of every loss:
   (student's, teacher's); None is no cap. No loss is multiplied by T^2.
 - `labels`: integers [...] in [0, V), or None. Rows whose label is `ignore_index` are not computed,
   give 0 and are not counted; the other labels have no effect.
-- `weights`, `reduction`, `out`, masked classes and NaN: see `pyloss.losses.public`. "mean" is what
-  TRL calls "batchmean": the sum over the classes, the mean over the counted rows.
+- `weights`, `reduction`, `out`, masked classes and NaN: see `pyloss.losses.public`. "mean" is the
+  sum over the classes, the mean over the counted rows. "batchmean" is the same with `labels` or
+  `weights`, as in TRL and Liger; without them it divides by the first dimension of the logits, as
+  `torch.nn.functional.kl_div` and TRL do. For logits [N, V] both are one number.
 
 Each loss has a form under output heads, `linear_*`, which never has all logits at once: the
 student's `hidden_q` [..., D] and `weight_q` [V, D], then the teacher's `hidden_p` [..., E] and
@@ -42,6 +44,7 @@ from pyloss.losses.rows import (
     PairKernel,
     RowLoss,
     RowOptions,
+    batch_divisor,
     counted_weight,
     pair_labels,
     pair_loss,
@@ -103,8 +106,8 @@ def js_div_loss(
     Between the ends nothing is divided, so the loss jumps there.
 
     TRL's `generalized_jsd_loss(student_logits, teacher_logits, beta=...)` takes its arguments in
-    the same order and has the same beta; its default reduction "batchmean" is "mean" here. Liger's
-    `beta` is the same too.
+    the same order and has the same beta; its default reduction is "batchmean". Liger's `beta` is
+    the same too.
     """
     kernel = js_kernel(beta, scaling(temperature, softcap, logit_scale))
     options = RowOptions(labels, ignore_index, weights, reduction, out)
@@ -435,4 +438,6 @@ def pair_of_heads(
     run = fused((q, p), counted, real(gradient_filter, "gradient_filter", 0, below=1), run_kernel)
     inputs, dtype = (*q.inputs(), *p.inputs()), np.dtype(np.float32)
     total = counted_weight(given, used)
-    return RowLoss(run, inputs, shape, dtype, given, total).result(reduction, out)
+    loss = RowLoss(run, inputs, shape, dtype, given, total)
+    loss.batch = batch_divisor(labels, given, total, shape)
+    return loss.result(reduction, out)

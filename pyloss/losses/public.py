@@ -7,7 +7,8 @@ its type.
 
 - `weights` [...] multiplies the loss of each row. Rows of weight 0 are left out, even if their loss
   is not finite.
-- `reduction` is "none", "sum", or "mean": the sum over the counted rows' weights.
+- `reduction` is "none", "sum", or "mean": the sum over the counted rows' weights. Losses of two
+  rows also have "batchmean".
 - `out` receives the result.
 - Logits of -inf are masked classes, with probability 0, unless a function says otherwise.
 - A row with a NaN gives NaN and changes no other row.
@@ -17,16 +18,23 @@ its type.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from pyloss.checks.arrays import as_array
 from pyloss.checks.numbers import real, whole
+from pyloss.losses.classes import (
+    ClassLoss,
+    Returned,
+    RowDetails,
+    class_loss,
+    class_weights,
+    with_class_weights,
+)
 from pyloss.losses.head import fused, head, row_loss
 from pyloss.losses.rows import (
-    RowLoss,
-    class_loss,
     core_rows,
     counted_weight,
     element_loss,
@@ -47,6 +55,10 @@ def softmax_cross_entropy(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     softcap: float | None = None,
+    class_weight: Any = None,
+    return_lse: bool = False,
+    return_z_loss: bool = False,
+    return_token_accuracy: bool = False,
     reduction: str = "none",
     out: Any = None,
 ) -> Any:
@@ -57,6 +69,20 @@ def softmax_cross_entropy(
     classes evenly, those that are not masked (Szegedy et al., arXiv:1512.00567). `z_loss` >= 0 adds
     z_loss * log(sum exp)^2 (Chowdhery et al., arXiv:2204.02311). `softcap` c > 0 replaces logits by
     c tanh(logits / c) (Gemma Team, arXiv:2408.00118); masked classes stay masked.
+
+    `class_weight` w [V], finite and not negative, is `weight` of `torch.nn.functional.
+    cross_entropy`, with its values also where labels are smoothed: (1 - e) w[label] (-log p[label])
+    + e mean over the classes of w (-log p). A "mean" divides by the sum of w[label] over the
+    counted rows. It does not multiply `z_loss`. It gets no gradient.
+
+    With any of the following the result is a named tuple, of `loss` and those asked for, in this
+    order (Liger's and cut-cross-entropy's names):
+
+    - `return_lse`: `lse` [...], log(sum exp) of each row, of capped logits; 0 for rows that are not
+      counted. It has a gradient.
+    - `return_z_loss`: `z_loss`, the part of the loss that comes from it, reduced like the loss.
+    - `return_token_accuracy`: `token_accuracy`, 1 where the label is the first largest logit, else
+      0, [...]; with a reduction, the share of the counted rows. It has no gradient.
     """
     options = _softmax_options(label_smoothing, z_loss, softcap)
     return class_loss(
@@ -66,6 +92,9 @@ def softmax_cross_entropy(
         options,
         weights=weights,
         ignore_index=ignore_index,
+        class_weight=class_weight,
+        z_loss=options[1],
+        returned=Returned(return_lse, return_z_loss, return_token_accuracy),
         reduction=reduction,
         out=out,
     )
@@ -211,11 +240,17 @@ def linear_cross_entropy(
     weight: Any,
     labels: Any,
     *,
+    bias: Any = None,
+    shift: int = 0,
     weights: Any = None,
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     softcap: float | None = None,
+    class_weight: Any = None,
+    return_lse: bool = False,
+    return_z_loss: bool = False,
+    return_token_accuracy: bool = False,
     gradient_filter: float = 0.0,
     logits_bytes: int | None = None,
     reduction: str = "none",
@@ -230,6 +265,12 @@ def linear_cross_entropy(
     Computed in float32; a gradient has the type of its argument. Rows without a label or with
     weight 0 are not computed, and may hold anything. One pass over the logits, a part of the rows
     at a time, gives loss and gradients. Other arguments and errors as in `softmax_cross_entropy`.
+    An `lse` that enters further arithmetic of a recorded function costs a second pass.
+
+    `bias` [V] is added to the logits of an array or a stored `Weight`, and gets a gradient; a layer
+    brings its own. With `shift` s (True is 1), position t predicts label t + s, as in
+    cut-cross-entropy: `labels` and `weights` are [..., T] like the hidden states, and results of
+    each row [..., T - s], like `labels[..., s:]`.
 
     `logits_bytes` (40 MB by default) bounds the logits that exist at once; up to 100 MB are a
     little faster.
@@ -250,24 +291,58 @@ def linear_cross_entropy(
     """
     at_once = None if logits_bytes is None else whole(logits_bytes, "logits_bytes", 1)
     options = _softmax_options(label_smoothing, z_loss, softcap)
-    top = head(hidden, weight)
-    shape = top.shape[:-1]
-    given = row_weights(weights, shape)
-    index = row_labels(labels, given, shape, top.vocabulary, ignore_index)
+    top = head(hidden, weight, bias=bias)
+    width = top.shape[-2] if len(top.shape) > 1 else 1
+    moved = whole(int(shift) if isinstance(shift, bool) else shift, "shift", 0)
+    if moved and moved >= width:
+        raise ValueError(f"shift is {moved}; it must be below the {width} positions of a row")
+    shape = (*top.shape[:-2], width - moved) if moved else top.shape[:-1]
+    given = row_weights(weights, top.shape[:-1])
+    index = row_labels(labels, given, top.shape[:-1], top.vocabulary, ignore_index)
+    if moved:
+        index = index.reshape(-1, width)[:, moved:].reshape(-1)
+        given = None if given is None else given[..., moved:]
+    of_class = class_weights(class_weight, top.vocabulary, np.dtype(np.float32))
     counted = np.flatnonzero(index >= 0).astype(np.int32)
-    targets, some = index[counted], len(counted) < len(index)
+    # Their places among all positions.
+    places = counted if not moved else counted + counted // (width - moved) * np.int32(moved)
+    targets, some = index[counted], len(counted) < len(top.rows)
+    least = real(gradient_filter, "gradient_filter", 0, below=1)
 
-    def kernel(part: slice, logits: Any, dloss: Any, loss: np.ndarray, slopes: Any) -> None:
-        row_loss(
-            "softmax_cross_entropy", (logits[0], targets[part], *options, dloss), (loss, slopes[0])
-        )
+    def run(dloss: Any, wanted: Sequence[bool], loss: Any, details: RowDetails) -> Sequence[Any]:
+        of_counted = details.of(counted)
 
-    run = fused(
-        (top,),
-        counted if some else None,
-        real(gradient_filter, "gradient_filter", 0, below=1),
-        kernel,
-        at_once,
+        def kernel(part: slice, logits: Any, dloss: Any, loss: np.ndarray, slopes: Any) -> None:
+            rows = of_counted.of(part)
+            if rows.best is not None:
+                row_loss("argmax", (logits[0],), (rows.best,))
+            inputs = logits[0], targets[part], *options, of_class, dloss, rows.dlse
+            row_loss("softmax_cross_entropy", inputs, (loss, rows.lse, slopes[0]))
+
+        call = fused((top,), places if some else None, least, kernel, at_once)
+        found = call(_moved(dloss, moved), wanted, full := _moved(loss, moved))
+        if moved:
+            loss[...] = full[..., :-moved]
+        details.put(counted, of_counted)
+        return found
+
+    total = counted_weight(with_class_weights(given, of_class, index), index >= 0)
+    result = ClassLoss(
+        run,
+        top.inputs(),
+        shape,
+        np.dtype(np.float32),
+        given,
+        total,
+        index=index,
+        z_loss=options[1],
+        returned=Returned(return_lse, return_z_loss, return_token_accuracy),
     )
-    total, dtype = counted_weight(given, index >= 0), np.dtype(np.float32)
-    return RowLoss(run, top.inputs(), shape, dtype, given, total).result(reduction, out)
+    return result.result(reduction, out)
+
+
+def _moved(rows: Any, shift: int) -> Any:
+    """Numbers [..., T - shift] with zeros appended to [..., T]."""
+    if not shift or rows is None:
+        return rows
+    return np.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, shift)])

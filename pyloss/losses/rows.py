@@ -7,8 +7,8 @@ Each loss goes one way through this file:
 3. Call: one call of the core gives the loss, the gradients, or both.
 4. Finish: weights, reduction, `out`.
 
-`class_loss`, `pair_loss`, `element_loss` and `row_map` are the kinds. `head.py` uses `RowLoss` too,
-with its own step 3. The formulas are in `csrc/losses/`.
+`pair_loss`, `element_loss` and `row_map` are kinds of losses; `classes.py` has `class_loss`.
+`head.py` uses `RowLoss` too, with its own step 3. The formulas are in `csrc/losses/`.
 """
 
 from __future__ import annotations
@@ -30,47 +30,15 @@ from pyloss.runtime import device
 REDUCTIONS = ("none", "sum", "mean")
 LARGEST_UINT64 = (1 << 64) - 1  # of labels
 
+#: Divides by the first dimension, or by the counted rows; pair losses have it.
+BATCH_MEAN = "batchmean"
+
 #: `run(factors, wanted, loss)`: fills `loss`, and returns the gradients of the wanted inputs (None
 #: for others), each row's multiplied by its factor (None: 1)
 Run = Callable[[Any, Sequence[bool], Any], Sequence[Any]]
 
 
 # The kinds of losses ------------------------------------------------------------------------------
-
-
-def class_loss(
-    kernel: str,
-    logits: Any,
-    labels: Any,
-    options: Sequence[float],
-    *,
-    weights: Any,
-    ignore_index: int,
-    by_class: Callable[[int], np.ndarray] | None = None,
-    reduction: str,
-    out: Any,
-) -> Any:
-    """A loss of logits [..., V] with one label per row.
-
-    `by_class(V)` returns numbers [V]; each multiplies the losses of its label.
-    """
-    array = logit_rows(logits, "logits")
-    shape, vocabulary = array.shape[:-1], array.shape[-1]
-    weights = row_weights(weights, shape)
-    index = row_labels(labels, weights, shape, vocabulary, ignore_index)
-    total = counted_weight(weights, index >= 0)
-    if by_class is not None:
-        factors = by_class(vocabulary)[np.maximum(index, 0)].reshape(shape)
-        weights = factors if weights is None else factors * weights
-    rows = core_rows(array)
-
-    def run(dloss: Any, wanted: Sequence[bool], loss: Any) -> list[Any]:
-        dx = new_like(array) if any(wanted) else None
-        device.call(kernel, (rows, index, *options, flat(dloss)), (flat(loss), dx))
-        return [dx]
-
-    loss = RowLoss(run, (logits,), shape, accumulator(array), weights, total, like=array)
-    return loss.result(reduction, out)
 
 
 class PairKernel(NamedTuple):
@@ -139,6 +107,7 @@ def pair_loss(kernel: PairKernel, logits_q: Any, logits_p: Any, options: RowOpti
         weights, np.full(math.prod(shape), True) if index is None else index >= 0
     )
     loss = RowLoss(run, inputs, shape, accumulator(q, p), weights, total, like=q)
+    loss.batch = batch_divisor(labels, weights, total, shape)
     return loss.result(reduction, out)
 
 
@@ -327,6 +296,15 @@ def counted_weight(weights: np.ndarray | None, counted: np.ndarray) -> float:
     return float(np.asarray(weights, np.float64).reshape(-1)[counted].sum())
 
 
+def batch_divisor(
+    labels: Any, weights: np.ndarray | None, total: float, shape: tuple[int, ...]
+) -> float | None:
+    """The divisor of "batchmean"; None for one row, which has no batch."""
+    if labels is not None or weights is not None:
+        return total
+    return float(shape[0]) if shape else None
+
+
 def flat(array: Any) -> Any:
     """Per-row numbers [...] as [N]; None stays None."""
     return None if array is None else array.reshape(-1)
@@ -355,7 +333,12 @@ class RowLoss:
         weights: multiply the losses, or None.
         total: the divisor of a mean.
         like: an array on a device has the losses there.
+
+    Attributes:
+        batch: the divisor of "batchmean"; None: there is no such reduction.
     """
+
+    batch: float | None = None
 
     def __init__(
         self,
@@ -375,9 +358,18 @@ class RowLoss:
 
     def result(self, reduction: str, out: Any) -> Any:
         """The losses [...] or their sum or mean, on the tape while a gradient is recorded."""
-        if reduction not in REDUCTIONS:
+        if self._checked(reduction, out):
+            result: Any = self._recorded()
+        else:
+            result = self.losses(out if reduction == "none" else None)
+        return self._finished(result, reduction, out)
+
+    def _checked(self, reduction: str, out: Any) -> bool:
+        """Whether a gradient is recorded. Raises TypeError or ValueError for wrong arguments."""
+        allowed = REDUCTIONS if self.batch is None else (*REDUCTIONS, BATCH_MEAN)
+        if reduction not in allowed:
             raise ValueError(
-                f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}, not {reduction!r}"
+                f"reduction must be one of {', '.join(map(repr, allowed))}, not {reduction!r}"
             )
         traced, each_row = recording(*self.inputs), reduction == "none"
         if out is not None:
@@ -386,11 +378,7 @@ class RowLoss:
             )
             if traced:
                 raise ValueError("out cannot be used while a gradient is recorded")
-        if traced:
-            result: Any = self._recorded()
-        else:
-            result = self.losses(out if each_row else None)
-        return self._finished(result, reduction, out)
+        return traced
 
     def _recorded(self) -> Tensor:
         def vjp(dy: np.ndarray, grads: Gradients) -> None:
@@ -446,8 +434,9 @@ class RowLoss:
             else:  # with the same bits inside and outside of a recording
                 result = reductions.sum(result)
                 result = result if isinstance(result, Tensor) else result[()]
-        if reduction == "mean":
-            result = result * self.dtype.type(1 / self.total if self.total else 0)
+        divisor = {"mean": self.total, BATCH_MEAN: self.batch}.get(reduction)
+        if divisor is not None:
+            result = result * self.dtype.type(1 / divisor if divisor else 0)
         if out is None or result is out:
             return result
         out[...] = result

@@ -18,6 +18,7 @@ from pyloss.losses.pairs import DIVERGENCES, divergence
 from pyloss.losses.rows import (
     RowLoss,
     accumulator,
+    batch_divisor,
     core_rows,
     counted_weight,
     flat,
@@ -106,6 +107,7 @@ def sparse_distillation_loss(
 
     total = counted_weight(weights, index >= 0)
     loss = RowLoss(run, (logits,), shape, dtype, weights, total, like=array)
+    loss.batch = batch_divisor(labels, weights, total, shape)
     return loss.result(reduction, out)
 
 
@@ -158,7 +160,9 @@ def linear_sparse_distillation(
 
     run = fused((top,), counted if some else None, least, run_kernel, at_once)
     total = counted_weight(given, index >= 0)
-    return RowLoss(run, top.inputs(), shape, dtype, given, total).result(reduction, out)
+    loss = RowLoss(run, top.inputs(), shape, dtype, given, total)
+    loss.batch = batch_divisor(labels, given, total, shape)
+    return loss.result(reduction, out)
 
 
 class _Teacher(NamedTuple):

@@ -10,6 +10,7 @@ from kernel_checks import f32, i32
 from pyloss import _core
 
 PLAIN = (0.0, 0.0, 0.0)  # label_smoothing, z_loss, softcap
+NONE = (None, None, None)  # class_weight, dloss, dlse
 
 
 def rms(**changed):
@@ -241,7 +242,8 @@ def test_in_place_only_where_the_elements_correspond():
     labels = i32(0, 0)
     with pytest.raises(ValueError, match="dlogits overlaps labels"):
         _core.softmax_cross_entropy(
-            f32(2, 1), labels, *PLAIN, None, f32(2), labels.view(np.float32).reshape(2, 1)
+            *(f32(2, 1), labels, *PLAIN, *NONE),
+            *(f32(2), None, labels.view(np.float32).reshape(2, 1)),
         )
 
 
@@ -257,7 +259,7 @@ def test_rows_of_any_float_type_and_stride():
     """`float` arguments may differ in type, `acc` has the widest; leading axes may be strided."""
     x = np.arange(60, dtype=np.float32).reshape(3, 4, 5)
     whole, part = f32(12), np.zeros(4, np.float64)
-    _core.stablemax_cross_entropy(x, np.zeros(12, np.int32), None, whole, None)
+    _core.stablemax_cross_entropy(x, np.zeros(12, np.int32), *NONE, whole, None, None)
     _core.kl_div(
         *(x[::-2, 1:3], x[::-2, 1:3].astype(np.float64), None, 1.0, 0.0, 1.0, 0.0),
         *(None, part, None, np.zeros((2, 2, 5))),
@@ -268,7 +270,7 @@ def test_rows_of_any_float_type_and_stride():
             x[0], x[0].astype(np.float64), None, 1.0, 0.0, 1.0, 0.0, None, f32(4), None, None
         )
     narrow = f32(4)
-    _core.stablemax_cross_entropy(x[::-2, 1:3], i32(0, 0, 0, 0), None, narrow, None)
+    _core.stablemax_cross_entropy(x[::-2, 1:3], i32(0, 0, 0, 0), *NONE, narrow, None, None)
     assert (narrow == whole.reshape(3, 4)[::-2, 1:3].ravel()).all()
 
 
@@ -299,8 +301,8 @@ def test_strided_rows_overlap_by_their_extent():
     with pytest.raises(ValueError, match="y overlaps x"):
         _core.stablemax(table[::2][:2], None, table[1:3], None)
     with pytest.raises(ValueError, match="dlogits overlaps logits"):
-        _core.stablemax_cross_entropy(table[::2][:2], i32(0, 0), None, f32(2), table[:2])
-    _core.stablemax_cross_entropy(table[:2], i32(0, 0), None, f32(2), table[:2])
+        _core.stablemax_cross_entropy(table[::2][:2], i32(0, 0), *NONE, f32(2), None, table[:2])
+    _core.stablemax_cross_entropy(table[:2], i32(0, 0), *NONE, f32(2), None, table[:2])
 
 
 # Indices
@@ -328,12 +330,16 @@ def test_labels():
         with pytest.raises(
             ValueError, match=rf"labels at position 1 is {label}, outside \[0, 5\) and not ignored"
         ):
-            _core.softmax_cross_entropy(f32(2, 5), i32(-1, label), *PLAIN, None, f32(2), None)
+            _core.softmax_cross_entropy(
+                f32(2, 5), i32(-1, label), *PLAIN, *NONE, f32(2), None, None
+            )
     with pytest.raises(ValueError, match="labels at position 0 is 0"):
-        _core.softmax_cross_entropy(f32(1, 0), i32(0), *PLAIN, None, f32(1), None)
-    _core.softmax_cross_entropy(f32(1, 0), i32(-1), *PLAIN, None, f32(1), f32(1, 0))
+        _core.softmax_cross_entropy(f32(1, 0), i32(0), *PLAIN, *NONE, f32(1), None, None)
+    _core.softmax_cross_entropy(f32(1, 0), i32(-1), *PLAIN, *NONE, f32(1), None, f32(1, 0))
     with pytest.raises(TypeError, match="labels must have dtype int32, not int64"):
-        _core.softmax_cross_entropy(f32(1, 5), np.zeros(1, np.int64), *PLAIN, None, f32(1), None)
+        _core.softmax_cross_entropy(
+            f32(1, 5), np.zeros(1, np.int64), *PLAIN, *NONE, f32(1), None, None
+        )
 
 
 def test_twice_a_dimension():

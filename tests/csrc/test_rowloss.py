@@ -10,6 +10,7 @@ pytestmark = pytest.mark.usefixtures("isa")
 
 
 PLAIN = (0.0, 0.0, 0.0)  # label_smoothing, z_loss, softcap
+NONE = (None, None, None)  # class_weight, dloss, dlse
 PAIR = None, 0.5, 0.0, 0.5, 0.0  # labels, then scale and softcap of both rows
 CAPPED = None, 0.5, 3.0, 1.5, 0.0
 SHAPES = [
@@ -52,7 +53,15 @@ def run(memory, x, labels, dtype, dloss=None, gradient=True):
     dx = memory.new(x.shape, dtype) if gradient else None
     given = None if dloss is None else memory.put(dloss, dtype)
     _core.softmax_cross_entropy(
-        memory.put(x, dtype), memory.put(labels, np.int32), *PLAIN, given, loss, dx
+        memory.put(x, dtype),
+        memory.put(labels, np.int32),
+        *PLAIN,
+        None,
+        given,
+        None,
+        loss,
+        None,
+        dx,
     )
     return loss, dx
 
@@ -81,7 +90,8 @@ def test_loss_and_gradient(memory, rng, dtype, n, v):
     assert (again == loss).all() and (alone == loss).all() and (plain == ones).all()
     place, again = memory.put(x, dtype), memory.new(n, dtype)
     _core.softmax_cross_entropy(
-        place, memory.put(labels, np.int32), *PLAIN, memory.put(dloss, dtype), again, place
+        *(place, memory.put(labels, np.int32), *PLAIN),
+        *(None, memory.put(dloss, dtype), None, again, None, place),
     )
     assert (place == dx).all() and (again == loss).all()
 
@@ -89,7 +99,7 @@ def test_loss_and_gradient(memory, rng, dtype, n, v):
 def test_leading_dimensions(memory, rng, dtype):
     x, labels = rng.standard_normal((2, 3, 5)).astype(dtype), np.zeros((2, 3), np.int32)
     loss = memory.new(6, dtype)
-    _core.softmax_cross_entropy(x, labels, *PLAIN, None, loss, memory.new(x.shape, dtype))
+    _core.softmax_cross_entropy(x, labels, *PLAIN, *NONE, loss, None, memory.new(x.shape, dtype))
     assert_close(loss, cross_entropy(x.reshape(6, 5).astype(np.float64), labels.ravel()), 5, dtype)
 
 
@@ -216,7 +226,7 @@ def test_threads_do_not_change_a_bit(rng, dtype):
 
     def both():
         loss, dx = np.zeros(37, dtype), np.zeros_like(x)
-        _core.softmax_cross_entropy(x, labels, *PLAIN, None, loss, dx)
+        _core.softmax_cross_entropy(x, labels, *PLAIN, *NONE, loss, None, dx)
         return loss, dx
 
     on_threads(both)
@@ -230,9 +240,14 @@ def test_gradients_in_the_place_of_the_logits(rng, dtype):
         np.array([1, 2, 0, -1, 0, 0], dtype),
     )
 
+    count_of_rows = {"softmax_cross_entropy": 1, "kl_div": 2, "js_div": 2}
+
     def called(kernel, arguments, where):
         loss, gradients = np.empty(6, dtype), [np.empty_like(q) if w is None else w for w in where]
-        getattr(_core, kernel)(*arguments, dloss, loss, *gradients)
+        if count_of_rows[kernel] == 1:
+            getattr(_core, kernel)(*arguments, None, dloss, None, loss, None, *gradients)
+        else:
+            getattr(_core, kernel)(*arguments, dloss, loss, *gradients)
         return [loss, *gradients]
 
     def both(kernel, arguments, count):

@@ -41,9 +41,12 @@ def run(name, arguments, upstream, rows, offset, kind, options):
     count = 2 if name in ("kl_div", "js_div") else 1
     frames = [framed(rows.stop - rows.start, dtype, offset) for _ in range(count)]
     loss = np.empty(rows.stop - rows.start, upstream.dtype)
-    getattr(_core, name)(
-        *[a[rows] for a in arguments], *options, upstream[rows], loss, *[g for _, g in frames]
-    )
+    gradients = [g for _, g in frames]
+    if count == 1:  # without class weights and log sums
+        outer = None, upstream[rows], None, loss, None, *gradients
+    else:
+        outer = upstream[rows], loss, *gradients
+    getattr(_core, name)(*[a[rows] for a in arguments], *options, *outer)
     for whole, gradient in frames:
         seen = gradient.copy()
         gradient[...] = 7

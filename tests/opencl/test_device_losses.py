@@ -18,6 +18,14 @@ CLASS_LOSSES = {
     "ce_options": lambda x, y, **k: pyloss.softmax_cross_entropy(
         x, y, label_smoothing=0.1, z_loss=1e-3, softcap=20.0, **k
     ),
+    "ce_weighted": lambda x, y, **k: pyloss.softmax_cross_entropy(
+        x, y, label_smoothing=0.2, class_weight=np.linspace(2, 0.5, x.shape[-1]), **k
+    ),
+    "ce_details": lambda x, y, **k: details(
+        pyloss.softmax_cross_entropy(
+            x, y, z_loss=0.1, return_lse=True, return_z_loss=True, return_token_accuracy=True, **k
+        )
+    ),
     "focal": pyloss.focal_loss,
     "stablemax_ce": pyloss.stablemax_cross_entropy,
 }
@@ -37,6 +45,11 @@ PAIR_LOSSES = {
     "cosine": lambda q, p, **k: pyloss.cosine_loss(q, p, softcap=(None, 5.0), **k),
     "bce": pyloss.binary_cross_entropy_with_logits,
 }
+
+
+def details(found):
+    """One number per row of all that a cross entropy returns."""
+    return found.loss + found.lse * found.lse + found.z_loss + found.token_accuracy
 
 
 def both(function, *arrays):
@@ -72,6 +85,7 @@ def assert_same(host, device, dtype, slack=1.0, least=1e-30):
     [
         *((name, "f4") for name in CLASS_LOSSES),
         ("ce_options", "f8"),
+        ("ce_weighted", "f8"),
         ("focal", "f2"),
         ("stablemax_ce", BF16),
     ],
@@ -177,6 +191,12 @@ def test_work_groups_that_share_a_row(rng, groups):
             ),
             "f4",
             places,
+        )
+        weighted = CLASS_LOSSES["ce_weighted"]
+        assert_same(
+            *both(lambda x: (weighted(x, labels) * factors).sum(), x),
+            "f4",
+            least=1 if v == 1 else 1e-30,
         )
         x[n - 1, v // 2] = np.nan
         assert (

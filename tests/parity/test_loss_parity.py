@@ -184,6 +184,59 @@ def test_reductions_equal_torch(torch, rng, reduction, smoothing):
     )
 
 
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_class_weights_equal_torch(torch, rng, reduction, smoothing):
+    """Loss and gradient, also of a class of weight 0."""
+    x, labels = rng.standard_normal((7, 11)), some_labels(rng, (7, 11))
+    weight = rng.uniform(0, 2, 11)
+    weight[labels[labels >= 0][0]] = 0
+    options = {"reduction": reduction, "label_smoothing": smoothing}
+    logits = torch.from_numpy(x).requires_grad_()
+    theirs = torch.nn.functional.cross_entropy(
+        logits, torch.from_numpy(labels), torch.from_numpy(weight), **options
+    )
+    theirs.sum().backward()
+
+    def f(x):
+        loss = pyloss.softmax_cross_entropy(x, labels, class_weight=weight, **options)
+        return loss.sum(), loss
+
+    (_, ours), gradient = pyloss.value_and_grad(f)(x)
+    np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=1e-12)
+    np.testing.assert_allclose(gradient, logits.grad.numpy(), rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_shift_equals_cut_cross_entropy(torch, rng, reduction, softcap):
+    pytest.importorskip("cut_cross_entropy")
+    from cut_cross_entropy.torch_compile import torch_compile_linear_cross_entropy
+
+    hidden, head = (rng.standard_normal(s).astype(np.float32) for s in ((2, 9, 6), (11, 6)))
+    labels = some_labels(rng, (2, 9, 11))
+    with torch.compiler.set_stance("force_eager"):
+        theirs = torch_compile_linear_cross_entropy(
+            *map(torch.from_numpy, (hidden, head, labels)),
+            softcap=softcap,
+            reduction=reduction,
+            shift=True,
+        )
+    ours = pyloss.linear_cross_entropy(
+        hidden, head, labels, softcap=softcap, reduction=reduction, shift=True
+    )
+    np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_batchmean_equals_torch(torch, rng):
+    q, p = rng.standard_normal((2, *SHAPE))
+    log_q, log_p = (torch.log_softmax(torch.from_numpy(x), -1) for x in (q, p))
+    theirs = torch.nn.functional.kl_div(log_q, log_p, log_target=True, reduction="batchmean")
+    np.testing.assert_allclose(
+        pyloss.kl_div_loss(q, p, reduction="batchmean"), theirs.numpy(), rtol=1e-12
+    )
+
+
 def test_masked_vocabulary_as_torch(torch, rng):
     x, labels = rng.standard_normal((5, 9)), np.array([0, 1, 2, 3, 4])
     x[:, 6:] = -np.inf
@@ -198,14 +251,16 @@ def test_masked_vocabulary_as_torch(torch, rng):
 
 @pytest.mark.parametrize("beta", [0, 0.1, 0.5, 1])
 def test_generalized_jsd_equals_trl(torch, rng, beta):
-    """TRL's default reduction over labels, "batchmean", is "mean" here."""
+    """In TRL's default reduction."""
     q, p = rng.standard_normal((2, *SHAPE))
     labels = some_labels(rng, SHAPE)
     loss = Loss("js_div_loss", logits=2, options={"beta": beta, "temperature": 0.9})
     rows = in_torch(torch, loss, *map(torch.from_numpy, (q, p)))
     mask = torch.from_numpy(labels != IGNORE)
     np.testing.assert_allclose(
-        loss(q, p, labels=labels, reduction="mean"), (rows[mask].sum() / mask.sum()).numpy(), 1e-12
+        loss(q, p, labels=labels, reduction="batchmean"),
+        (rows[mask].sum() / mask.sum()).numpy(),
+        1e-12,
     )
 
 

@@ -55,12 +55,12 @@ UNUSED static int sparse_parts(const pl_call *c) {
 }
 
 /* The arguments of each kind of loss, whatever a loss calls its options. An absent array is NULL;
- * absent rows have data NULL. `dloss` and `loss` are of the computed type. */
+ * absent rows have data NULL. Arrays of type void are of the computed type. */
 typedef struct {
     const pl_rows *logits;
     const int32_t *labels;
-    const void *dloss;
-    void *loss;
+    const void *class_weight, *dloss, *dlse;
+    void *loss, *lse;
     const pl_rows *dlogits;
     double option[PL_MAX_OPTIONS];
 } class_args;
@@ -97,7 +97,8 @@ typedef struct {
 #define PL_CLASS_LOSS(name, family, options, mean_option, softcap_option) \
     UNUSED static class_args name##_class_args(const pl_call *c) { \
         const name##_args a = name##_args_of(c); \
-        class_args args = {a.logits, a.labels, a.dloss, a.loss, a.dlogits, {0}}; \
+        class_args args = {a.logits, a.labels, a.class_weight, a.dloss, a.dlse, \
+                           a.loss,   a.lse,    a.dlogits,      {0}}; \
         name##_options_of(c, args.option); \
         return args; \
     }

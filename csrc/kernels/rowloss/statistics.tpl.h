@@ -58,15 +58,21 @@ INLINE double block_sum(weight_family f, const REAL *x, int64_t n, REAL shift, R
     return sum;
 }
 
-/* Adds the block's logits that are not masked to sum_x and count. */
-INLINE void block_mean(const REAL *x, int64_t n, row_statistics *row) {
+/* Adds the block's logits that are not masked to sum_x and count. `class_weight` may be NULL. */
+INLINE void block_mean(const REAL *x, const REAL *class_weight, int64_t n, row_statistics *row) {
     V masked = v_set((REAL)-INFINITY), zero = {0}, one = v_set(1), sum = {0}, count = {0};
+    V weights = {0};
     for (int64_t i = 0; i < n; i += WIDTH) {
         V v = load_lanes(x + i, n - i, (REAL)-INFINITY);
-        sum += v_select(v_equal(v, masked), zero, v);
         count += v_select(v_equal(v, masked), zero, one);
+        if (class_weight) {
+            V w = load_lanes(class_weight + i, n - i, 0);
+            weights += v_select(v_equal(v, masked), zero, w);
+            sum += v_select(v_equal(v, masked), zero, w * v);
+        } else sum += v_select(v_equal(v, masked), zero, v);
     }
     row->sum_x += (double)v_sum(sum);
+    row->sum_class_weight += (double)v_sum(weights);
     row->count += (int64_t)v_sum(count);
 }
 
@@ -79,6 +85,7 @@ typedef struct {
     int prepare;
     REAL factor, softcap;
     int with_slope, with_mean;
+    const REAL *class_weight; /* [n], or NULL */
     REAL *keep;
 } row_reading;
 
@@ -110,7 +117,7 @@ INLINE void take_statistics(weight_family f, row_reading in, int64_t i, int64_t 
     REAL buffer[ROW_BLOCK], shift = f.shifted ? (REAL)-INFINITY : 0;
     double total = 0;
     int64_t bytes = float_bytes[in.rows->type];
-    row->sum_x = 0;
+    row->sum_x = row->sum_class_weight = 0;
     row->count = 0;
     for (int64_t begin = 0; begin < n; begin += ROW_BLOCK) {
         int64_t m = n - begin < ROW_BLOCK ? n - begin : ROW_BLOCK;
@@ -134,7 +141,7 @@ INLINE void take_statistics(weight_family f, row_reading in, int64_t i, int64_t 
                            pl_row(in.rows, i) + (begin + ROW_BLOCK) * bytes + PREFETCH_BYTES, bytes,
                            &block);
         if (write && walk == walks - 1) finish_block(pending, &block, begin, m);
-        if (in.with_mean) block_mean(x, m, row);
+        if (in.with_mean) block_mean(x, in.class_weight ? in.class_weight + begin : NULL, m, row);
     }
     row->shift = shift;
     row->total = total;

@@ -32,7 +32,9 @@ typedef struct {
 typedef struct {
     REAL shift;
     double total;
-    double sum_x; /* sum and number of the logits that are not -inf */
+    /* Of the logits that are not -inf: their sum, with class weights times these, the sum of the
+     * class weights, and their number. */
+    double sum_x, sum_class_weight;
     int64_t count;
     REAL *kept;        /* the weights, [n]; NULL where nothing needs them later */
     REAL *block_shift; /* the shift of each block's kept weights, [blocks] */

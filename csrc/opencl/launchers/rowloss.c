@@ -19,6 +19,7 @@ typedef struct {
     floats in[2], out[2];                /* absent where the kind has fewer */
     pl_cl_place integers;                /* labels, or the result of argmax */
     pl_cl_place dloss, loss;             /* of the computed type */
+    pl_cl_place class_weight, dlse, lse; /* of a class loss */
     double scale[2], softcap[2];         /* of a pair loss's rows */
     pl_cl_place ids, logp, shares, left; /* of a sparse pair loss */
     int renormalize, cross, reverse;
@@ -84,10 +85,14 @@ static void add_arrays(loss_launch *l, const row_loss *given) {
     switch (given->kind) {
     case CLASS:
         pl_cl_add_place(&l->launch, given->integers, 4);
+        add_computed(l, given->class_weight);
         add_computed(l, given->dloss);
+        add_computed(l, given->dlse);
         add_computed(l, given->loss);
+        add_computed(l, given->lse);
         if (present(given->out[0])) add_floats(l, given->out[0], "OUT0");
         if (given->with_mean) pl_cl_define(&l->launch, " -DWITH_MEAN");
+        if (given->class_weight.buffer) pl_cl_define(&l->launch, " -DWITH_CLASS_WEIGHT");
         if (given->softcap_option >= 0)
             pl_cl_define(&l->launch, " -DPREPARE -DSOFTCAP_OPTION=%d", given->softcap_option);
         break;
@@ -189,8 +194,11 @@ static int run(const pl_cl_operation *operation, const row_loss *given) {
                           .macros = "-DCLASS -DLOSS=" #name " -DFAMILY=" #family, \
                           .in = {{args.logits, at.logits}}, \
                           .integers = at.labels, \
+                          .class_weight = at.class_weight, \
                           .dloss = at.dloss, \
+                          .dlse = at.dlse, \
                           .loss = at.loss, \
+                          .lse = at.lse, \
                           .out = {{args.dlogits, at.dlogits}}}; \
         name##_options_of(o->call, given.option); \
         given.with_mean = mean >= 0 && given.option[mean < 0 ? 0 : mean] > 0; \

@@ -6,6 +6,8 @@
  *   CLASS, PAIR, COSINE, SPARSE, ELEMENT, MAP, ARGMAX   one of them: the kernel
  *   LOSS, FAMILY, ...                   the loss's line in losses.def
  *   IN0, IN1, OUT0, OUT1                element types; an array without one is absent
+ *   WITH_MEAN, WITH_CLASS_WEIGHT        defined if a class loss needs the mean log-probability, and
+ *                                       if it has class weights
  *   KEEP                                defined if the first walk stores terms where the gradient
  *                                       goes, instead of recomputing them; the gradients are of the
  *                                       computed type
@@ -56,7 +58,9 @@
 typedef struct {
     REAL shift;
     SCALAR total;
-    SCALAR sum_x, count; /* of logits that are not masked; only with WITH_MEAN */
+    /* Of logits that are not masked, only with WITH_MEAN: their sum, with class weights times
+     * these, the sum of the class weights, and their number. */
+    SCALAR sum_x, sum_class_weight, count;
 } statistics;
 
 /* A prepared logit is factor x, capped if softcap > 0. */
@@ -80,13 +84,14 @@ INLINE V weight_of(V x, REAL shift, REAL scale) {
 }
 
 #define TAKE_STATISTICS(name, type) \
-    INLINE statistics name(const global STORED(type) * row, INDEX n, reading in GROUP_PARAMETER) { \
+    INLINE statistics name(const global STORED(type) * row, \
+                           INDEX n CLASS_WEIGHT_PARAMETER, reading in GROUP_PARAMETER) { \
         const REAL scale = in.scale; \
         REAL shift = SHIFTED ? LOWEST : 0; \
-        exact total = {0, 0}, sum_x = {0, 0}, count = {0, 0}; \
+        exact total = {0, 0}, sum_x = {0, 0}, sum_w = {0, 0}, count = {0, 0}; \
         EACH_BLOCK(begin, n) { \
             V x[BLOCK], high = v_set(LOWEST), sum = v_set(0), sum_b = v_set(0), \
-                        count_b = v_set(0); \
+                        sum_w_b = v_set(0), count_b = v_set(0); \
             EACH_OF_BLOCK(b) x[b] = v_set(LOWEST); \
             EACH_VECTOR(b, i, begin, n) x[b] = PREPARED(FETCH(type)(row, i, n, LOWEST), in); \
             if (SHIFTED) { \
@@ -103,8 +108,10 @@ INLINE V weight_of(V x, REAL shift, REAL scale) {
                 sum += weight_of(x[b], finite_shift, scale); \
                 MEAN_OF(x[b]) \
             } \
+            WEIGHTED_MEAN_OF(x, begin, n) \
             add_to(&total, sum_of(sum)); \
             add_to(&sum_x, sum_of(sum_b)); \
+            add_to(&sum_w, sum_of(sum_w_b)); \
             add_to(&count, sum_of(count_b)); \
         } \
         statistics s; \
@@ -112,19 +119,33 @@ INLINE V weight_of(V x, REAL shift, REAL scale) {
         if (SHIFTED && shift != s.shift) \
             rescale(&total, exp(((SCALAR)shift - (SCALAR)s.shift) * scale)); \
         s.total = group_sum(value_of(total)); \
-        s.sum_x = s.count = 0; \
+        s.sum_x = s.sum_class_weight = s.count = 0; \
         GROUP_MEAN \
         return s; \
     }
+#define MEAN_OF(x)
+#define WEIGHTED_MEAN_OF(x, begin, n)
 #ifdef WITH_MEAN
+#undef MEAN_OF
+#ifdef WITH_CLASS_WEIGHT
+#define MEAN_OF(x) count_b += v_select(v_equal(x, LOWEST), v_set(0), v_set(1));
+#undef WEIGHTED_MEAN_OF
+#define WEIGHTED_MEAN_OF(x, begin, n) \
+    EACH_VECTOR(b, i, begin, n) { \
+        V w = fetch_real(class_weight, i, n, 0); \
+        sum_b += v_select(v_equal(x[b], LOWEST), v_set(0), w * x[b]); \
+        sum_w_b += v_select(v_equal(x[b], LOWEST), v_set(0), w); \
+    }
+#else
 #define MEAN_OF(x) \
     sum_b += v_select(v_equal(x, LOWEST), v_set(0), x); \
     count_b += v_select(v_equal(x, LOWEST), v_set(0), v_set(1));
+#endif
 #define GROUP_MEAN \
     s.sum_x = group_sum(value_of(sum_x)); \
+    s.sum_class_weight = group_sum(value_of(sum_w)); \
     s.count = group_sum(value_of(count));
 #else
-#define MEAN_OF(x)
 #define GROUP_MEAN
 #endif
 #if GROUP == 1
@@ -133,6 +154,14 @@ INLINE V weight_of(V x, REAL shift, REAL scale) {
 #else
 #define GROUP_PARAMETER , local SCALAR *group_memory
 #define GROUP_ARGUMENT , group_memory
+#endif
+
+#ifdef WITH_CLASS_WEIGHT
+#define CLASS_WEIGHT_PARAMETER , const global REAL *class_weight
+#define CLASS_WEIGHT_ARGUMENT , class_weight
+#else
+#define CLASS_WEIGHT_PARAMETER
+#define CLASS_WEIGHT_ARGUMENT
 #endif
 
 TAKE_STATISTICS(statistics_of_0, IN0)
@@ -149,20 +178,29 @@ TAKE_STATISTICS(statistics_of_1, IN1)
 
 #ifdef CLASS
 KERNEL row_loss(ARRAY(const STORED(IN0), x), ARRAY(const int, labels),
-                LOSS_ARGUMENTS OUT0_ARGUMENT(dx) long length, OPTIONS) {
+                ARRAY(const REAL, class_weight), ARRAY(const REAL, dloss), ARRAY(const REAL, dlse),
+                ARRAY(REAL, loss), ARRAY(REAL, lse), OUT0_ARGUMENT(dx) long length, OPTIONS) {
     GROUP_MEMORY
     const INDEX n = (INDEX)length;
     const long row = get_group_id(0);
     const global STORED(IN0) *x = ROW(x, row * length);
     const SCALAR option[4] = GIVEN_OPTIONS;
     const int label = *ROW(labels, row);
-    const SCALAR given = dloss_data ? *ROW(dloss, row) : 1;
+    const SCALAR given = dloss_data ? *ROW(dloss, row) : 1,
+                 given_lse = dlse_data ? *ROW(dlse, row) : 0;
+#ifdef WITH_CLASS_WEIGHT
+    const global REAL *class_weight = ROW(class_weight, 0);
+#endif
 #ifdef OUT0
     global STORED(OUT0) *dx = ROW(dx, row * length);
-    if (label < 0 || given == 0) PUT_ZEROS(OUT0, dx, n);
+    const int zero_gradient = label < 0 || (given == 0 && given_lse == 0);
+    if (zero_gradient) PUT_ZEROS(OUT0, dx, n);
 #endif
     if (label < 0) {
-        if (LANE == 0) *ROW(loss, row) = 0;
+        if (LANE == 0) {
+            *ROW(loss, row) = 0;
+            if (lse_data) *ROW(lse, row) = 0;
+        }
         return;
     }
     reading in = {1, 1, 0};
@@ -171,19 +209,33 @@ KERNEL row_loss(ARRAY(const STORED(IN0), x), ARRAY(const int, labels),
 #endif
     /* Read before another work-item may write dx, which may be x. */
     V raw = v_set(CAT(load1_, IN0)(x + label)), at_label = PREPARED(raw, in);
-    statistics s = statistics_of_0(x, n, in GROUP_ARGUMENT);
+    statistics s = statistics_of_0(x, n CLASS_WEIGHT_ARGUMENT, in GROUP_ARGUMENT);
     SCALAR log_total = log(s.total);
     class_row r = {0};
     r.log_p = ((SCALAR)OF_FAMILY(_log_weight)(at_label).s0 - (SCALAR)s.shift) - log_total;
     r.log_sum = log_total + (SCALAR)s.shift;
+    /* What multiplies -log_sum in the label's term and in the mean. */
+    SCALAR of_label = 1, of_mean = 1;
+#ifdef WITH_CLASS_WEIGHT
+    of_label = class_weight[label];
+    r.log_p = of_label > 0 ? of_label * r.log_p : 0; /* also if it is -inf */
+#endif
 #ifdef WITH_MEAN
-    r.mean_log_p = (s.sum_x / s.count - (SCALAR)s.shift) - log_total;
+#ifdef WITH_CLASS_WEIGHT
+    of_mean = s.sum_class_weight / s.count;
+#endif
+    r.mean_log_p = (s.sum_x / s.count - of_mean * (SCALAR)s.shift) - of_mean * log_total;
 #endif
     LOSS(&r, option);
-    if (LANE == 0) *ROW(loss, row) = (REAL)r.loss;
+    r.d_log_p *= of_label;
+    if (LANE == 0) {
+        *ROW(loss, row) = (REAL)r.loss;
+        if (lse_data) *ROW(lse, row) = (REAL)r.log_sum;
+    }
 #ifdef OUT0
-    if (given == 0) return;
-    const V by_p = v_set(given * (r.d_log_sum - r.d_log_p - r.d_mean_log_p) / s.total);
+    if (zero_gradient) return;
+    const V by_p =
+        v_set((given * (r.d_log_sum - r.d_log_p - of_mean * r.d_mean_log_p) + given_lse) / s.total);
     const REAL by_label = (REAL)(given * r.d_log_p);
 #ifdef WITH_MEAN
     const V by_mean = v_set(given * r.d_mean_log_p / s.count);
@@ -194,7 +246,12 @@ KERNEL row_loss(ARRAY(const STORED(IN0), x), ARRAY(const int, labels),
         EACH_VECTOR(b, i, begin, n) {
             V z = PREPARED(raws[b], in), g = weight_of(z, s.shift, 1) * by_p;
 #ifdef WITH_MEAN
-            g += v_select(v_equal(z, LOWEST), v_set(0), by_mean);
+#ifdef WITH_CLASS_WEIGHT
+            V by_class = by_mean * fetch_real(class_weight, i, n, 0);
+#else
+            V by_class = by_mean;
+#endif
+            g += v_select(v_equal(z, LOWEST), v_set(0), by_class);
 #endif
             if (label >= i && label - i < WIDTH) {
                 REAL a[WIDTH];
