@@ -24,6 +24,7 @@ from pyloss.tuner.adapters.layout import (
     CONFIG_FILE,
     MLX_FILE,
     PEFT_FILE,
+    PEFT_TORCH_FILE,
     StoredAdapter,
     StoredLayer,
     adapter_place,
@@ -53,7 +54,8 @@ def read_adapter(folder: str | os.PathLike[str]) -> StoredAdapter:
         raise FileNotFoundError(f"no adapter in {place}: {found}")
     config = read_json(place / CONFIG_FILE)
     if "peft_type" in config:
-        return read_peft(place, config, file or PEFT_FILE)
+        older = (place / PEFT_TORCH_FILE).is_file() and not (place / PEFT_FILE).is_file()
+        return read_peft(place, config, file or (PEFT_TORCH_FILE if older else PEFT_FILE))
     return read_mlx(place, config, file or MLX_FILE)
 
 

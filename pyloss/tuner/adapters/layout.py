@@ -15,6 +15,7 @@ import numpy as np
 from pyloss.errors import FormatError, listed
 from pyloss.io.files import PathLike, user_path
 from pyloss.io.safetensors import read_safetensors
+from pyloss.io.torch_file import read_state_dict
 from pyloss.models.config.values import Values, real
 from pyloss.tuner.adapters.base import Base, read_base
 from pyloss.tuner.adapters.registry import parts_of
@@ -22,6 +23,8 @@ from pyloss.tuner.adapters.registry import parts_of
 CONFIG_FILE = "adapter_config.json"
 MLX_FILE = "adapters.safetensors"
 PEFT_FILE = "adapter_model.safetensors"
+#: What PEFT wrote before safetensors, and writes with `safe_serialization=False`.
+PEFT_TORCH_FILE = "adapter_model.bin"
 
 
 @dataclass
@@ -70,7 +73,7 @@ def adapter_place(path: PathLike) -> tuple[Path, str | None]:
     place = checkpoint_file(path) or user_path(path)
     return (
         (place.parent, place.name)
-        if place.suffix == ".safetensors" and not place.is_dir()
+        if place.suffix in (".safetensors", ".bin") and not place.is_dir()
         else (place, None)
     )
 
@@ -82,7 +85,8 @@ def arrays_of(folder: Path, name: str) -> tuple[dict[str, np.ndarray], Base | No
     """
     if not (folder / name).is_file():
         raise FileNotFoundError(f"no adapter in {folder}: it has no {name}")
-    file = read_safetensors(folder / name)
+    read = read_state_dict if name.endswith(".bin") else read_safetensors
+    file = read(folder / name)
     arrays = {key: tensor.array() for key, tensor in file.tensors.items()}
     return arrays, read_base(folder / name, file.metadata)
 

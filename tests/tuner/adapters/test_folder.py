@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tiny
 from safetensors.numpy import load_file, save_file
+from torch_files import torch_file
 
 from pyloss.tuner import LoRALinear, linear_to_lora_layers, load_adapters, save_adapter
 from pyloss.tuner.adapters.adapter import adapter_modules
@@ -44,6 +45,20 @@ def test_a_round_trip_keeps_every_bit(model, tmp_path, format):
     save_adapter(again, tmp_path / "b", format)
     for name in (LAYOUTS[format], "adapter_config.json"):
         assert (tmp_path / "b" / name).read_bytes() == (tmp_path / "a" / "deep" / name).read_bytes()
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_tensors_in_a_file_of_torch(model, tmp_path, named):
+    """adapter_model.bin, by its folder or by its own name."""
+    place = tmp_path / "a"
+    save_adapter(model, place, "peft")
+    arrays = load_file(place / LAYOUTS["peft"])
+    (place / LAYOUTS["peft"]).unlink()
+    (place / "adapter_model.bin").write_bytes(torch_file(arrays))
+    again = tiny.load_tiny(tmp_path / "model", bias=True)
+    load_adapters(again, place / "adapter_model.bin" if named else place)
+    for name, array in model.trainable_parameters().items():
+        np.testing.assert_array_equal(again.trainable_parameters()[name], array)
 
 
 @pytest.mark.parametrize("format", list(LAYOUTS))
