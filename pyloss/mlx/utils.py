@@ -13,6 +13,7 @@ from pyloss.autograd.tensor import Parameter
 from pyloss.mlx.core.arrays import shared
 from pyloss.mlx.core.refused import refusing
 from pyloss.nn.module import Module
+from pyloss.nn.places import key_named
 
 __getattr__ = refusing("utils")
 
@@ -26,9 +27,37 @@ def module_items(module: Module) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
+def child_of(owner: Any, key: Any) -> Any:
+    """What is called `key` in a module, dict or list; KeyError if nothing is."""
+    if isinstance(owner, Module):
+        return vars(owner)[key]
+    if isinstance(owner, list | tuple):
+        if not str(key).isdecimal() or int(key) >= len(owner):
+            raise KeyError(key)
+        return owner[int(key)]
+    if isinstance(owner, dict):
+        return owner[key if key in owner else key_named(owner, key)]
+    raise KeyError(key)
+
+
+def place_of(tree: Any, path: str) -> tuple[Any, str]:
+    """The module, dict or list that holds what has the dotted name `path`, and its name there.
+
+    A dict may have the dotted name as a key. KeyError if nothing has the name.
+    """
+    if isinstance(tree, dict) and path in tree:
+        return tree, path
+    *parents, last = path.split(".")
+    owner = tree
+    for part in parents:
+        owner = child_of(owner, part)
+    child_of(owner, last)
+    return owner, last
+
+
 def _child(tree: Any, key: Any) -> Any:
-    """What a tree holds under a key or number."""
-    return vars(tree)[key] if isinstance(tree, Module) else tree[key]
+    """What a tree holds under a key, which may be a dotted name, or a number."""
+    return child_of(*place_of(tree, key)) if isinstance(tree, Module) else tree[key]
 
 
 def _leaf(value: Any) -> Any:

@@ -57,14 +57,17 @@ def value_and_grad(
     """A function that returns `(value, gradients)` of `fun` by some of its arguments.
 
     `fun` returns a scalar, or a tuple that begins with one. The gradients have the argument's
-    structure; for several `argnums` they are a tuple. With `argnames`, the names of arguments by
-    keyword, they are `(gradients by position or None, dict of the others)`.
+    structure; for several `argnums` they are a tuple, in the order of the arguments. With
+    `argnames`, the names of arguments by keyword, they are `(gradients by position or None, dict
+    of the others)`.
     """
     names = [argnames] if isinstance(argnames, str) else list(argnames)
     if argnums is None and not names:
         argnums = 0
-    single = isinstance(argnums, int)
-    positions = [] if argnums is None else [argnums] if isinstance(argnums, int) else list(argnums)
+    positions = (
+        [] if argnums is None else [argnums] if isinstance(argnums, int) else sorted(argnums)
+    )
+    single = len(positions) == 1
 
     @functools.wraps(fun)
     def wrapped(*args: Any, **kwargs: Any) -> tuple[Any, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pyloss.mlx.core.arrays import array, axes_of, call, of, promoted, result
+from pyloss.mlx.core.arrays import array, axes_of, call, cast, of, promoted, raw, result
 from pyloss.mlx.core.elementwise import constant
 from pyloss.mlx.core.refused import refusing
 
@@ -17,7 +17,9 @@ def norm(
     a: Any, /, ord: Any = None, axis: Any = None, keepdims: bool = False, *, stream: Any = None
 ) -> array:
     """The norm of vectors (1, 2, inf, p > 0) or matrices ("fro")."""
-    return call(np.linalg.norm, *promoted(a, floats=True), ord, axes_of(axis), keepdims)
+    (x,) = promoted(a, floats=True)
+    found = call(np.linalg.norm, x, ord, axes_of(axis), keepdims)
+    return of(cast(raw(found), x.dtype))
 
 
 def _constants(name: str, *xs: Any) -> list[np.ndarray]:

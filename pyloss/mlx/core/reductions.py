@@ -72,7 +72,9 @@ def std(
 ) -> array:
     """The standard deviation."""
     ddof = ddof if correction is None else correction
-    return call(np.std, *promoted(a, floats=True), axes_of(axis), ddof=ddof, keepdims=keepdims)
+    (x,) = promoted(a, floats=True)
+    found = call(np.std, x, axes_of(axis), ddof=ddof, keepdims=keepdims)
+    return of(cast(raw(found), x.dtype))
 
 
 def max(a: Any, /, axis: Axis = None, keepdims: bool = False, *, stream: Any = None) -> array:
@@ -242,8 +244,6 @@ def cumprod(
     stream: Any = None,
 ) -> array:
     """Products up to each element; it has no gradient here."""
-    if dtype is None and raw(a).dtype == bool_:
-        dtype = int32
     return _cumulative("cumprod", np.cumprod, a, axis, reverse, inclusive, 1, dtype)
 
 
@@ -251,10 +251,14 @@ cumulative_sum, cumulative_prod = cumsum, cumprod
 
 
 def _least(x: Any) -> Any:
+    if x.dtype == bool_:
+        return False
     return -np.inf if is_float(x.dtype) else np.iinfo(x.dtype).min
 
 
 def _largest(x: Any) -> Any:
+    if x.dtype == bool_:
+        return True
     return np.inf if is_float(x.dtype) else np.iinfo(x.dtype).max
 
 

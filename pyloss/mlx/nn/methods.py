@@ -12,9 +12,9 @@ from pyloss import nn
 from pyloss.autograd.scope import local
 from pyloss.autograd.tensor import Parameter, Tensor
 from pyloss.mlx.core import dtypes
-from pyloss.mlx.core.arrays import array, shared
+from pyloss.mlx.core.arrays import array, result, shared, tree_raw
 from pyloss.mlx.core.files import load, save_safetensors, savez
-from pyloss.mlx.utils import module_items, tree_flatten, tree_unflatten
+from pyloss.mlx.utils import child_of, module_items, place_of, tree_flatten, tree_unflatten
 from pyloss.nn.places import key_named
 
 M = TypeVar("M", bound=nn.Module)
@@ -45,32 +45,6 @@ def _holds_array(value: Any) -> bool:
     return (
         any(map(_holds_array, value)) if isinstance(value, list | tuple) else type(value) is array
     )
-
-
-def _step(owner: Any, key: str) -> Any:
-    """What is called `key` in a module, list or dict; KeyError if nothing is."""
-    if isinstance(owner, nn.Module):
-        return vars(owner)[key]
-    if isinstance(owner, list | tuple):
-        if not key.isdecimal() or int(key) >= len(owner):
-            raise KeyError(key)
-        return owner[int(key)]
-    if isinstance(owner, dict):
-        return owner[key_named(owner, key)]
-    raise KeyError(key)
-
-
-def place_of(model: nn.Module, path: str) -> tuple[Any, str]:
-    """The module, list or dict that holds the array or module `path`, and its name there.
-
-    KeyError if there is none.
-    """
-    *parents, last = path.split(".")
-    owner: Any = model
-    for part in parents:
-        owner = _step(owner, part)
-    _step(owner, last)
-    return owner, last
 
 
 def set_value(model: nn.Module, owner: Any, key: str, value: Any) -> None:
@@ -207,7 +181,7 @@ class Methods(nn.Module):
         for path, value in tree_flatten(parameters):
             try:
                 owner, key = place_of(self, path)
-                current = _step(owner, key)
+                current = child_of(owner, key)
             except KeyError:
                 if strict:
                     raise ValueError(f'Module does not have parameter named "{path}".') from None
@@ -235,7 +209,7 @@ class Methods(nn.Module):
         for path, new in tree_flatten(modules, is_leaf=self.is_module):
             try:
                 owner, key = place_of(self, path)
-                current = _step(owner, key)
+                current = child_of(owner, key)
             except KeyError:
                 if strict:
                     raise ValueError(f'Module does not have sub-module named "{path}".') from None
@@ -376,12 +350,22 @@ def _converted(
 _CLASSES: dict[type, type] = {}
 
 
+def _of_arrays(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """A module's computation, which gives `mx.array`s for `mx.array`s."""
+    call = super(Methods, self).__call__
+    if not any(type(x) is array for x in (*args, *kwargs.values())):
+        return call(*args, **kwargs)
+    return result(call(*tree_raw(args), **tree_raw(kwargs)))
+
+
 def _with_methods(cls: type) -> type:
     if issubclass(cls, Methods):
         return cls
     if cls not in _CLASSES:
         # A class promises `recordable` for itself, not for its subclasses: these have its code.
         more = {name: vars(cls)[name] for name in ("recordable",) if name in vars(cls)}
+        if not issubclass(cls, nn.Projecting):  # whose computation pyloss's layers know
+            more["__call__"] = _of_arrays
         _CLASSES[cls] = type(cls.__name__, (Methods, cls), {"__module__": cls.__module__, **more})
     return _CLASSES[cls]
 
@@ -393,9 +377,10 @@ def with_mlx_methods(model: M) -> M:
     `update_modules`, `apply_to_modules`, `leaf_modules`, `children`, `named_modules`,
     `filter_and_map`, `set_dtype`, `load_weights(path | pairs, strict)`, `save_weights`, and
     `"bias" in layer` are MLX's. The model computes and trains as before, and pyloss's functions
-    take it: `parameters()` and `trainable_parameters()` stay flat dicts of ndarrays by dotted name,
-    which are trees to `mlx.utils` (`tree_flatten` gives `mx.array`s).
-    Modules that are put into it later need a call of their own, unless they are MLX's.
+    take it. Of `mx.array`s it computes such: `model(mx.array(tokens))`. `parameters()` and
+    `trainable_parameters()` stay flat dicts of ndarrays by dotted name, which are trees to
+    `mlx.utils` (`tree_flatten` gives `mx.array`s). Modules that are put into it later need a call
+    of their own, unless they are MLX's.
     """
     for _, module in list(model._named_modules("", ())):
         cls = _with_methods(type(module))
