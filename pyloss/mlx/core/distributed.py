@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pyloss import distributed as own
-from pyloss.distributed import Group, is_available
+from pyloss.distributed import Group
 from pyloss.mlx.core.arrays import array, of, raw
 from pyloss.mlx.core.elementwise import constant
 from pyloss.mlx.core.refused import refusing
@@ -16,10 +16,17 @@ from pyloss.mlx.core.refused import refusing
 __getattr__ = refusing("distributed")
 
 
-def init(strict: bool = False, backend: str = "any") -> Group:
+def is_available(backend: str = "any") -> bool:
+    """Whether mpi4py is installed, which groups of several processes need."""
+    return backend in ("any", "mpi") and own.is_available()
+
+
+def init(strict: bool = False, backend: str = "any", all_gather_factory: Any = None) -> Group:
     """The group of all processes; a group of one outside of a launcher, unless `strict`."""
     if backend not in ("any", "mpi"):
         raise ValueError(f"backend is {backend!r}; pyloss's processes talk by MPI: 'any' or 'mpi'")
+    if all_gather_factory is not None:
+        raise ValueError("all_gather_factory is for MLX's own backends; pyloss's is MPI")
     group = own.init()
     if strict and group.size() == 1:
         raise RuntimeError("strict=True, and this process was not started by mpirun or srun")

@@ -38,7 +38,6 @@ REFUSED: dict[str, dict[str, str]] = {
         "einsum_path": "mx.einsum chooses its order itself",
         "erfinv": "mx.erf and mx.random.normal are here",
         "matrix_norm": "mx.linalg.norm computes norms",
-        "unique": "numpy.unique finds the distinct elements of constants",
         "result_type": "x.dtype of a computed array says it",
         "can_cast": "x.astype(dtype) casts",
         "isdtype": "mx.issubdtype compares types",
@@ -53,7 +52,6 @@ REFUSED: dict[str, dict[str, str]] = {
         "new_thread_local_stream": "mx.new_stream gives the one stream there is",
         "new_thread_unsafe_stream": "mx.new_stream gives the one stream there is",
         "ThreadLocalStream": "mx.Stream is the one stream there is",
-        "imag": "complex numbers are not trained: mx.real gives real parts",
     },
     "fast": {
         "metal_kernel": "mx.custom_function takes a gradient written by hand",
@@ -61,7 +59,16 @@ REFUSED: dict[str, dict[str, str]] = {
         "precompiled_cuda_kernel": "mx.custom_function takes a gradient written by hand",
         "gated_delta_update": "pyloss.ops.delta_rule computes this recurrence",
     },
-    "linalg": {},
+    "linalg": {
+        "cholesky_inv": "mx.linalg.inv inverts matrices",
+        "tri_inv": "mx.linalg.inv inverts matrices",
+        "cross": "mx.multiply of rolled vectors computes it",
+        "eig": "mx.linalg.eigh has the eigenvalues of symmetric matrices",
+        "eigvals": "mx.linalg.eigvalsh has the eigenvalues of symmetric matrices",
+        "lu": "mx.linalg.solve and mx.linalg.qr are here",
+        "lu_factor": "mx.linalg.solve and mx.linalg.qr are here",
+        "solve_triangular": "mx.linalg.solve solves equations",
+    },
     "random": {
         "multivariate_normal": "mx.random.normal and a matrix compute the same",
     },

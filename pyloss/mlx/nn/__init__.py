@@ -1,8 +1,7 @@
 """mlx.nn over pyloss: modules, layers, losses and gradients."""
 
-from pyloss.distributed import average_gradients
 from pyloss.mlx.core.refused import refusing
-from pyloss.mlx.nn import init, losses
+from pyloss.mlx.nn import init, losses, utils
 from pyloss.mlx.nn.activations import (
     CELU,
     ELU,
@@ -70,11 +69,7 @@ from pyloss.mlx.nn.layers import (
 from pyloss.mlx.nn.methods import (
     with_mlx_methods,
 )
-from pyloss.mlx.nn.module import (
-    Module,
-    checkpoint,
-    value_and_grad,
-)
+from pyloss.mlx.nn.module import Module
 from pyloss.mlx.nn.norms import (
     BatchNorm,
     Dropout,
@@ -92,6 +87,7 @@ from pyloss.mlx.nn.positions import (
     RoPE,
     SinusoidalPositionalEncoding,
 )
+from pyloss.mlx.nn.utils import average_gradients, value_and_grad
 
 __getattr__ = refusing("nn")
 
@@ -144,7 +140,6 @@ __all__ = [
     "Tanh",
     "average_gradients",
     "celu",
-    "checkpoint",
     "elu",
     "gelu",
     "gelu_approx",
@@ -174,6 +169,7 @@ __all__ = [
     "softsign",
     "step",
     "tanh",
+    "utils",
     "value_and_grad",
     "with_mlx_methods",
 ]

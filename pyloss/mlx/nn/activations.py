@@ -13,8 +13,15 @@ from pyloss.mlx.core.elementwise import in_float32, maximum, minimum, where
 from pyloss.mlx.core.shaping import split
 from pyloss.mlx.nn.module import Module
 
-sigmoid = elementwise.sigmoid
-tanh = elementwise.tanh
+
+def sigmoid(x: Any) -> array:
+    """1 / (1 + exp(-x))."""
+    return elementwise.sigmoid(x)
+
+
+def tanh(x: Any) -> array:
+    """The hyperbolic tangent."""
+    return elementwise.tanh(x)
 
 
 def relu(x: Any) -> array:

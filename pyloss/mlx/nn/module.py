@@ -1,4 +1,4 @@
-"""`nn.Module` of MLX, gradients by a module's parameters, and checkpoints of modules."""
+"""`nn.Module` of MLX."""
 
 from __future__ import annotations
 
@@ -11,11 +11,8 @@ import numpy as np
 from pyloss import nn as own
 from pyloss.autograd.scope import OPEN
 from pyloss.autograd.tensor import Parameter, Tensor
-from pyloss.mlx.core.arrays import array, of, result, shared, tree_raw
-from pyloss.mlx.core.creation import zeros_like
-from pyloss.mlx.core.gradients import checkpoint as checkpointed
+from pyloss.mlx.core.arrays import array, result, shared, tree_raw
 from pyloss.mlx.nn.methods import Methods, own_value
-from pyloss.mlx.utils import tree_map_with_path
 
 
 class Module(Methods):
@@ -112,57 +109,3 @@ def _taking_both(call: Callable) -> Callable:
 
 def _mx(value: Any) -> Any:
     return result(value) if isinstance(value, np.ndarray | Tensor) else value
-
-
-class _Flat:
-    """A model as pyloss's `value_and_grad` asks for it: parameters by dotted name."""
-
-    def __init__(self, model: own.Module):
-        self._model = model
-
-    def trainable_parameters(self) -> dict[str, Any]:
-        return own.Module.trainable_parameters(self._model)
-
-    def trained_attributes(self) -> list[tuple[dict[str, Any], str]]:
-        return self._model.trained_attributes()
-
-
-def value_and_grad(model: own.Module, fn: Callable) -> Callable:
-    """A function that returns `(value, gradients)` of `fn` by the model's trainable parameters.
-
-    `fn` returns a scalar, or a tuple that begins with one. The gradients have the form of
-    `model.trainable_parameters()`: a tree, or a flat dict for a model of pyloss.
-    """
-
-    def inner(*args: Any, **kwargs: Any) -> Any:
-        return tree_raw(fn(*args, **kwargs))
-
-    differentiated = own.value_and_grad(_Flat(model), inner)
-
-    @functools.wraps(fn)
-    def wrapped(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        value, grads = differentiated(*args, **kwargs)
-        found = {name: of(grad) for name, grad in grads.items()}
-        if not isinstance(model, Module):
-            return result(value), found
-        # An array that is shared by two places, and one of whole numbers, has zeros there.
-        tree = tree_map_with_path(
-            lambda path, p: found[path] if path in found else zeros_like(p),
-            model.trainable_parameters(),
-        )
-        return result(value), tree
-
-    return wrapped
-
-
-def checkpoint(module: own.Module, fn: Callable | None = None) -> Callable:
-    """`fn`, or the module, which runs again in backward instead of keeping what it computed.
-
-    Gradients of the module's parameters are computed, too.
-    """
-    function = module if fn is None else fn
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return function(*args, **kwargs)  # type: ignore[operator]
-
-    return checkpointed(call)
