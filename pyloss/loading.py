@@ -104,7 +104,7 @@ def load(
         from pyloss.tuner.utils import load_adapters
 
         load_adapters(model, adapter_path)
-    _configure(tokenizer, tokenizer_config or {})
+    configure(tokenizer, tokenizer_config or {})
     if return_config:
         return (
             model,
@@ -135,7 +135,7 @@ def _tokenizer_in(place: Path, file: TensorFile | None) -> Tokenizer:
     return Tokenizer.from_gguf(file.metadata, place)
 
 
-def _configure(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> None:
+def configure(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> None:
     """Apply the `tokenizer_config` of mlx-lm's `load`; refuse unknown keys."""
     for key, value in settings.items():
         if key == "eos_token":

@@ -35,6 +35,7 @@ LAYERS = [
     ["reports"],
     ["mlx"],
     ["cli", "interop"],
+    ["mlx_lm"],
     ["__main__"],
 ]
 HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}

@@ -122,6 +122,33 @@ class KVCache:
             span.held -= dropped
         return True
 
+    def forget(self, first: int, count: int) -> None:
+        """Drops `count` rows from row `first` on; `length`, and so the next position, stays.
+
+        ValueError where a layer has a window or a state of all tokens.
+        """
+        if self._states or self.history or any(span.window for span in self._spans.values()):
+            raise ValueError(
+                "tokens in the middle can be dropped only where all layers attend to all tokens"
+            )
+        for span in self._spans.values():
+            if span.store is not None:
+                for store in span.store.reshape(-1, *span.store.shape[2:]):
+                    store[first : span.held - count] = store[first + count : span.held].copy()
+            span.held -= count
+
+    def rows_in_use(self) -> int:
+        """The rows of the layers that attend to all tokens; see `forget`."""
+        return max((span.held for span in self._spans.values()), default=0)
+
+    def layer_rows(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
+        """The keys and the values of a layer that are in use, [rows, kv heads * head_dim] each."""
+        span, place = self._places[layer]
+        if span.store is None:
+            raise ValueError("the cache is empty")
+        keys, values = span.store[place]
+        return keys[: span.held], values[: span.held]
+
     def _move(self, span: _Span, n: int) -> None:
         kept = min(span.held, span.window - 1) if span.window else span.held
         span.capacity = max(2 * kept, kept + n + SPARE)

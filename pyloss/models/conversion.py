@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ def quantize_model(
     group_size: int | None = None,
     dtype: str | None = None,
     double: bool = True,
+    names: Collection[str] | None = None,
 ) -> dict[str, str]:
     """Quantizes the layers of `model` in place; returns the layers left out, with the reasons.
 
@@ -39,6 +40,7 @@ def quantize_model(
         dtype: "float32", "float16" or "bfloat16": weights are first rounded to it, and the scales
             of affine groups have it. Default: the model's own type, or float16 if it is quantized.
         double: quantize nf4's scales too.
+        names: only the layers of these names; None: all.
 
     Raises:
         ValueError: an unknown name, a group size that is no power of two from 32 on, unfused
@@ -59,7 +61,8 @@ def quantize_model(
     floats = DTYPES[dtype or ("float16" if quantized else model_dtype(model))]
     options: dict[str, Any] = {"group_size": size, "scale_format": floats, "double": double}
     left, done = {}, 0
-    for name, module in watched(_layers(model), f"quantizing to {quantization}", "layer"):
+    layers = [layer for layer in _layers(model) if names is None or layer[0] in names]
+    for name, module in watched(layers, f"quantizing to {quantization}", "layer"):
         reason = _left_out(name, module, format, size)
         if reason:
             left[name] = reason
@@ -101,6 +104,20 @@ def dequantize_model(model: Model, dtype: str = "float32") -> None:
             )
 
 
+def quantizable(model: Model) -> list[tuple[str, Any]]:
+    """The layers of floats that affine groups can hold, with their names; routers stay floats."""
+    return [
+        (name, module)
+        for name, module in _layers(model)
+        if (isinstance(module.weight, np.ndarray) or all(m.is_float for m in _of(module.weight)))
+        and not _left_out(name, module, "affine4", 32)
+    ]
+
+
+def _of(weight: Weight | WeightStack) -> list[Weight]:
+    return list(weight.matrices) if isinstance(weight, WeightStack) else [weight]
+
+
 def _layers(model: Model) -> list[tuple[str, Any]]:
     return [
         (name, module)
@@ -129,7 +146,7 @@ def _replace(model: Model, name: str, module: Any, store: Callable[[Any], Weight
 def _matrices(stored: Mapping[str, Weight | WeightStack]) -> list[Weight]:
     found: list[Weight] = []
     for weight in stored.values():
-        found += weight.matrices if isinstance(weight, WeightStack) else [weight]
+        found += _of(weight)
     return found
 
 

@@ -271,6 +271,20 @@ class Model(Module):
             cache.history.extend(tokens.tolist())
         return logits
 
+    def step_all(self, tokens: Any, cache: KVCache) -> np.ndarray:
+        """Logits [n, V] of token ids [n], n >= 1, which continue the sequence in `cache`.
+
+        The last row is that of `step`.
+        """
+        tokens = self._tokens(tokens, 1)
+        if len(tokens) == 1 or self._long_from is not None:
+            return np.stack([self.step(tokens[i : i + 1], cache) for i in range(len(tokens))])
+        cache.reserve(len(tokens))
+        packing = self._pack(np.array([len(tokens)]), cache.length, cache.least)
+        logits = self._logits(tokens, packing, cache)
+        cache.advance(len(tokens))
+        return logits
+
     def _recomputed(self, tokens: np.ndarray, cache: KVCache | PromptCache) -> np.ndarray:
         """`step` that computes the keys and values of all earlier tokens again."""
         earlier = list(cache.history)

@@ -119,6 +119,21 @@ class Magnitude(LowRankAdapter):
         """Sets `m` to the row norms, so that m / norm is 1."""
         self.m[...] = self.norms()
 
+    def set_base(self, layer: Any) -> None:
+        """Puts the adapter over another layer of the same shape; `m` begins with its row norms.
+
+        TypeError for a layer of another type, ValueError for another shape.
+        """
+        self._check_base(layer)
+        if tuple(layer.shape) != tuple(self.base.shape):
+            raise ValueError(
+                f"the layer has the shape {tuple(layer.shape)}, and the adapter is made for "
+                f"{tuple(self.base.shape)}"
+            )
+        self._take_base(layer)
+        self._squares = self._norms = self._factors = None
+        self.m[...] = np.sqrt(self.squares())
+
     def _magnitude(self) -> tuple[Any, ...]:
         return self.m, self.norms()
 
@@ -137,6 +152,8 @@ class DoRALinear(Magnitude, LinearAdapter):
 
     kind = "dora"
     recordable = True
+
+    set_linear = Magnitude.set_base
 
     def _magnitude(self) -> tuple[Any, ...]:
         m, norm = super()._magnitude()
@@ -168,6 +185,8 @@ class DoRAEmbedding(Magnitude, EmbeddingAdapter):
     """y = m[ids] / norm[ids] * (base(ids) + scale * dropout(lora_a[ids] lora_b))."""
 
     kind = "dora"
+
+    set_embedding = Magnitude.set_base
 
     def _adapted_norms(self, weight: Any, a: Any, b: Any, squares: Any = None) -> Any:
         return super()._adapted_norms(weight, transpose(b), transpose(a), squares)

@@ -16,6 +16,8 @@ from pyloss.mlx.core.arrays import array, result, shared, tree_raw
 from pyloss.mlx.core.files import load, save_safetensors, savez
 from pyloss.mlx.utils import child_of, module_items, place_of, tree_flatten, tree_unflatten
 from pyloss.nn.places import key_named
+from pyloss.weights.stack import WeightStack
+from pyloss.weights.weight import Weight
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -234,8 +236,12 @@ class Methods(nn.Module):
     def unfreeze(  # type: ignore[override]
         self, *, recurse: bool = True, keys: Any = None, strict: bool = False
     ) -> nn.Module:
-        """The opposite of `freeze`."""
+        """The opposite of `freeze`. Stored float weights become float32 arrays, to be trained."""
         for module, names in self._named(recurse, keys, strict):
+            stored = vars(module).get("weight")
+            chosen = keys is None or "weight" in names
+            if chosen and isinstance(stored, Weight | WeightStack) and stored.is_float:
+                module.weight = stored.dequantize()
             module._frozen = module._frozen - names if keys is not None else set()
         return self
 

@@ -22,7 +22,7 @@ def load_hf_split(data_id: str, tokenizer: Any, config: Any, name: str | None, s
 
     `name` is a configuration, or None. `[]` for a split without records.
     """
-    rows = _from_hub(data_id, **({} if name is None else {"name": name}), split=split)
+    rows = rows_of(data_id, **({} if name is None else {"name": name}), split=split)
     if not len(rows):
         return []
     dataset = create_dataset(rows, tokenizer, config)
@@ -38,7 +38,7 @@ def load_hf_dataset(
     A missing or empty split gives `[]`. `config.valid_split` and `config.test_split` cut a share
     off the training data. `name` is a configuration of the dataset, or None.
     """
-    splits = _from_hub(data_id, **({} if name is None else {"name": name}))
+    splits = rows_of(data_id, **({} if name is None else {"name": name}))
     names = [next((n for n in names if n in splits), None) for names in SPLITS.values()]
     found: list[Any] = [
         create_dataset(splits[n], tokenizer, config) if n is not None and len(splits[n]) else []
@@ -77,7 +77,7 @@ def load_custom_hf_dataset(args: Any, tokenizer: Any) -> tuple[Any, Any, Any]:
                 f"hf_dataset {entry['path']!r} has no 'test_split', and test is asked for"
             )
         options = entry.get("config") or {}
-        rows = [_from_hub(entry["path"], split=s, **options) if s else [] for s in wanted.values()]
+        rows = [rows_of(entry["path"], split=s, **options) if s else [] for s in wanted.values()]
         collection.append([create_dataset(r, tokenizer, config) if len(r) else [] for r in rows])
     if not collection:
         raise ValueError("hf_dataset is empty, and must name at least one dataset")
@@ -89,7 +89,8 @@ def load_custom_hf_dataset(args: Any, tokenizer: Any) -> tuple[Any, Any, Any]:
     return found[0], found[1], found[2]
 
 
-def _from_hub(name: str, /, **options: Any) -> Any:
+def rows_of(name: str, /, **options: Any) -> Any:
+    """The rows that the package datasets loads under this name. ValueError, ImportError."""
     there = user_path(name).is_dir()
     try:
         import datasets

@@ -203,12 +203,7 @@ class TrainingRun:
                 seed = group.broadcast(pyloss.random.next_seed())
             else:
                 pyloss.random.seed(seed)
-        options = {
-            "batch_size": args.batch_size * group.size(),
-            "max_seq_length": args.max_seq_length,
-            "loop": True,
-        }
-        options |= {} if seed is None else {"seed": seed}
+        options = self.batch_options(seed)
         try:
             self.batches = batches_of(self.make_batches, self.model, self.data, group, **options)
         except NoTargets as error:
@@ -231,6 +226,15 @@ class TrainingRun:
         if saved is None:
             self.save_state()
         return notes
+
+    def batch_options(self, seed: int | None) -> dict[str, Any]:
+        """The options of the iterator of the training batches."""
+        options = {
+            "batch_size": self.args.batch_size * self.group.size(),
+            "max_seq_length": self.args.max_seq_length,
+            "loop": True,
+        }
+        return options if seed is None else options | {"seed": seed}
 
     def open_folder(
         self, config: Any, place: Path | None, there: bool, held: ExitStack
@@ -333,7 +337,7 @@ class TrainingRun:
             # here does them too.
             if done % args.steps_per_report == 0:
                 self.reports.report(self.progress, self.optimizer)
-            if not done or (args.steps_per_eval and done % args.steps_per_eval == 0):
+            if self.validates_after(done):
                 self.validate()
             if done and done % args.steps_per_save == 0:
                 self.save()
@@ -358,6 +362,15 @@ class TrainingRun:
                 return False
             self.step(batch)
 
+    def validates_after(self, done: int) -> bool:
+        """Whether the loop validates after this iteration; 0: before the first."""
+        every = self.args.steps_per_eval
+        return not done or (every > 0 and done % every == 0)
+
+    def share(self, weight: float) -> float:
+        """What a batch counts in the means of losses and gradients: the weight of its targets."""
+        return weight
+
     def step(self, batch: Any) -> None:
         """Run one iteration; the checkpointed state changes only in the `uninterrupted()` block."""
         args, begun = self.args, time.perf_counter()
@@ -369,13 +382,13 @@ class TrainingRun:
         if weight and not math.isfinite(value):
             raise FloatingPointError(self.not_finite(f"the loss is {value}", iteration))
         with uninterrupted():
-            p = self.progress
+            p, share = self.progress, self.share(weight)
             if own:
-                self.updates.add(grads, own)
+                self.updates.add(grads, self.share(own))
             if weight:
-                p.loss_sum += value * weight
-                p.loss_weight += weight
-                p.pending_weight += weight
+                p.loss_sum += value * share
+                p.loss_weight += share
+                p.pending_weight += share
             p.pending += 1
             if p.pending == args.grad_accumulation_steps:
                 self.apply(iteration)

@@ -121,7 +121,7 @@ def test_all_records_are_looked_at(files):
 
 
 def test_a_missing_file_is_said_and_no_hub_is_asked(files, monkeypatch):
-    monkeypatch.setattr(hub, "_from_hub", lambda *a, **o: pytest.fail("the hub was asked"))
+    monkeypatch.setattr(hub, "rows_of", lambda *a, **o: pytest.fail("the hub was asked"))
     with pytest.raises(ValueError, match=r"c\.jsonl: there is no such file"):
         load_dataset(["a.jsonl:1", "c.jsonl:2"], FakeTokenizer())
     (files / "owner").mkdir()
@@ -142,7 +142,7 @@ def test_configuration_and_split_reach_the_hubs_library(files, monkeypatch):
         rows = Rows({"prompt": f"p {i}", "completion": "c"} for i in range(30))
         return rows if "split" in options else {"train": rows, "validation": rows}
 
-    monkeypatch.setattr(hub, "_from_hub", from_hub)
+    monkeypatch.setattr(hub, "rows_of", from_hub)
     train, valid, _ = load_dataset("owner/name:main", FakeTokenizer())
     assert (len(train), len(valid)) == (30, 30)
     train, valid, _ = load_dataset("owner/name:main:train[:80%]", FakeTokenizer())
