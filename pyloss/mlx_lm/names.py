@@ -173,7 +173,12 @@ DIFFERENT: dict[str, dict[str, str]] = {
 LACKING: dict[str, tuple[str, ...]] = {
     "models.cache.KVCache": ("merge", "to_quantized"),
     "models.cache.RotatingKVCache": ("merge", "to_quantized"),
-    "models.switch_layers.SwitchLinear": ("input_dims", "num_experts", "output_dims", "to_quantized"),
+    "models.switch_layers.SwitchLinear": (
+        "input_dims",
+        "num_experts",
+        "output_dims",
+        "to_quantized",
+    ),
 }
 
 

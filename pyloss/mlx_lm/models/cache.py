@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from pyloss.io.files import write_safetensors
-from pyloss.io.safetensors import read_safetensors
-from pyloss.mlx_lm.arrays import array
+from pyloss.mlx_lm.arrays import array, mx
 from pyloss.mlx_lm.names import absent
 from pyloss.models.cache import KVCache as OwnCache
 
@@ -188,15 +187,23 @@ class RotatingKVCache(KVCache):
 
     @property
     def state(self) -> tuple[Any, ...]:
-        """`(keys, values, offset, max_size, keep)`."""
-        return self.keys, self.values, self.offset, self.max_size, self.keep
+        """`(keys, values, offset, keep, max_size, place)`; the tokens are in order up to `place`."""
+        held = self._held()
+        place = 0 if held is None else held[0].shape[2]
+        return self.keys, self.values, self.offset, self.keep, self.max_size, place
 
     @state.setter
     def state(self, v: tuple[Any, ...]) -> None:
-        keys, values, offset, max_size, keep = v
+        keys, values, offset, keep, max_size, place = v
         self.max_size, self.keep = int(max_size), int(keep)
-        empty = keys is None
-        self._own(None if empty else (np.asarray(keys), np.asarray(values)), int(offset))
+        arrays = None
+        if keys is not None:
+            parts = np.asarray(keys), np.asarray(values)
+            order = np.arange(parts[0].shape[2])
+            if place < offset:  # the oldest token is at this place
+                order = np.r_[order[:keep], order[place:], order[keep:place]]
+            arrays = parts[0][:, :, order], parts[1][:, :, order]
+        self._own(arrays, int(offset))
 
     def size(self) -> int:
         return min(self.offset, self.max_size)
@@ -368,9 +375,8 @@ def load_prompt_cache(file_name: str, return_metadata: bool = False) -> Any:
 
     Raises ValueError for a kind of cache that pyloss does not have.
     """
-    file = read_safetensors(file_name)
-    tensors = {name: tensor.array() for name, tensor in file.tensors.items()}
-    told: dict[str, str] = dict(file.metadata)
+    arrays, told = mx.load(str(file_name), return_metadata=True)
+    tensors = {name: np.asarray(value) for name, value in arrays.items()}
     kinds = [told[f"1.{i}"] for i in range(sum(key.startswith("1.") for key in told))]
     if unknown := sorted(set(kinds) - set(_KINDS)):
         raise ValueError(
