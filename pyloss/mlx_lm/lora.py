@@ -13,6 +13,7 @@ import numpy as np
 from pyloss.errors import choices
 from pyloss.io.bars import bar
 from pyloss.io.console import out
+from pyloss.mlx.optimizers import SGD, Adafactor, Adam, AdamW, Muon
 from pyloss.mlx_lm.arrays import mx, seen_as_mlx
 from pyloss.mlx_lm.command import as_command, flag_size
 from pyloss.mlx_lm.names import absent
@@ -71,7 +72,13 @@ CONFIG_DEFAULTS: dict[str, Any] = {
 #: keys of a YAML file that have no default
 _MORE_KEYS = ("hf_dataset", "prompt_feature", "completion_feature", "chat_feature", "text_feature")
 
-_OPTIMIZERS = ("adam", "adamw", "muon", "sgd", "adafactor")
+OPTIMIZERS: dict[str, Any] = {
+    "adam": Adam,
+    "adamw": AdamW,
+    "muon": Muon,
+    "sgd": SGD,
+    "adafactor": Adafactor,
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -83,7 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--data", type=str, help="folder with train, valid and test.jsonl, or a hub dataset")
     kinds = ["lora", "dora", "full"]
     add("--fine-tune-type", type=str, choices=kinds, help="what is trained")
-    add("--optimizer", type=str, choices=list(_OPTIMIZERS), default=None, help="the optimizer")
+    add("--optimizer", type=str, choices=list(OPTIMIZERS), default=None, help="the optimizer")
     add("--mask-prompt", action="store_true", default=None, help="no loss on prompts")
     add("--num-layers", type=int, help="train the last N layers; -1: all (default 16)")
     add("--batch-size", type=int, help="samples per batch")
@@ -126,8 +133,6 @@ def train_model(
         ValueError: more layers than the model has, or an unknown kind of training or optimizer.
         FileNotFoundError: no such file to resume from.
     """
-    from pyloss.mlx import optimizers
-
     mx.random.seed(args.seed)
     model.freeze()
     if args.num_layers > len(model.layers):
@@ -149,17 +154,10 @@ def train_model(
         model.load_weights(args.resume_adapter_file, strict=False)
     print_trainable_parameters(model)
     name = args.optimizer.lower()
-    if name not in _OPTIMIZERS:
-        raise ValueError(f"Unsupported optimizer: {name}; allowed are {', '.join(_OPTIMIZERS)}")
-    kinds = {
-        "adam": optimizers.Adam,
-        "adamw": optimizers.AdamW,
-        "muon": optimizers.Muon,
-        "sgd": optimizers.SGD,
-        "adafactor": optimizers.Adafactor,
-    }
+    if name not in OPTIMIZERS:
+        raise ValueError(f"Unsupported optimizer: {name}; allowed are {', '.join(OPTIMIZERS)}")
     rate = build_schedule(args.lr_schedule) if args.lr_schedule else args.learning_rate
-    optimizer = kinds[name](learning_rate=rate, **(args.optimizer_config or {}).get(name, {}))
+    optimizer = OPTIMIZERS[name](learning_rate=rate, **(args.optimizer_config or {}).get(name, {}))
     run_training(
         model,
         optimizer,

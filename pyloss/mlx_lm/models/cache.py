@@ -86,8 +86,9 @@ class KVCache:
     @state.setter
     def state(self, v: tuple[Any, ...]) -> None:
         keys, values, offset = v
-        empty = keys is None
-        self._own(None if empty else (np.asarray(keys), np.asarray(values)), int(offset))
+        # mlx-lm's arrays have room for more tokens.
+        parts = None if keys is None else _upto(keys, values, int(offset))
+        self._own(parts, int(offset))
 
     @classmethod
     def from_state(cls, state: Any) -> Any:
@@ -149,6 +150,10 @@ class KVCache:
         return self._arrays if self._home is None else self._home.arrays(self)
 
 
+def _upto(keys: Any, values: Any, tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.asarray(keys)[:, :, :tokens], np.asarray(values)[:, :, :tokens]
+
+
 class ConcatenateKVCache(KVCache):
     """A `KVCache` whose state has no offset."""
 
@@ -187,7 +192,7 @@ class RotatingKVCache(KVCache):
 
     @property
     def state(self) -> tuple[Any, ...]:
-        """`(keys, values, offset, keep, max_size, place)`; the tokens are in order up to `place`."""
+        """`(keys, values, offset, keep, max_size, place)`; tokens are in order up to `place`."""
         held = self._held()
         place = 0 if held is None else held[0].shape[2]
         return self.keys, self.values, self.offset, self.keep, self.max_size, place
@@ -198,7 +203,7 @@ class RotatingKVCache(KVCache):
         self.max_size, self.keep = int(max_size), int(keep)
         arrays = None
         if keys is not None:
-            parts = np.asarray(keys), np.asarray(values)
+            parts = _upto(keys, values, int(offset))
             order = np.arange(parts[0].shape[2])
             if place < offset:  # the oldest token is at this place
                 order = np.r_[order[:keep], order[place:], order[keep:place]]

@@ -102,7 +102,8 @@ def prepare_folder(
 
     The files of an earlier run first move to `previous-N` (see `io.outputs`), or are removed with
     `overwrite`, so the new configuration never lies next to another run's adapter. `adapter` is the
-    file name of this run's adapter.
+    file name of this run's adapter. A configuration without a run of which keys would change moves
+    there, too.
 
     Raises:
         ValueError: the run to resume has another adapter configuration.
@@ -125,6 +126,9 @@ def prepare_folder(
             (folder / name).unlink(missing_ok=True)
     else:
         aside = set_aside(folder, run_files(folder, adapter), [CONFIG_FILE])
+        if aside is None and new is not None and any(new.get(k) != v for k, v in old.items()):
+            # No run wrote it: a script did, before it called train.
+            aside = set_aside(folder, [CONFIG_FILE])
         if aside is not None:
             notes.append(kept_note(aside))
     if new is not None:

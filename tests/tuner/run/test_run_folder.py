@@ -130,6 +130,21 @@ def test_a_users_own_keys_stay(tmp_path):
     assert json.loads(path.read_text()) == model.adapter_config | {"my_note": {"a": [1]}}
 
 
+def test_a_configuration_that_a_script_wrote_is_kept_beside(tmp_path):
+    """Its keys that a run knows too would change or go."""
+    own = {"num_layers": 3, "model": "/a/place", "note": "mine"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(own))
+    run(tmp_path, iters=1)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config == Tiny.adapter_config | {"note": "mine"}
+    kept = tmp_path / "previous-1" / "adapter_config.json"
+    assert json.loads(kept.read_text()) == own
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "adapter_config.json").write_text(json.dumps({"note": "mine"}))
+    run(tmp_path / "b", iters=1)
+    assert not (tmp_path / "b" / "previous-1").exists()
+
+
 def test_the_configuration_names_no_place_of_the_machine(tmp_path):
     given = {
         "model": "/home/me/models/Some-Model", "data": Path("/srv/data"), "adapter_path": "~/out/adapters", "config": "my/lora.yaml",
