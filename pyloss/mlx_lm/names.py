@@ -153,12 +153,15 @@ DIFFERENT: dict[str, dict[str, str]] = {
     },
     "tuner.utils": {
         "build_schedule": "an unknown name is a ValueError",
+        "get_total_parameters": "counts adapters, too",
+        "print_trainable_parameters": "counts adapters in the total, too",
         "linear_to_lora_layers": "the base is frozen; keys that name no layer at all are refused",
         "remove_lora_layers": "removes all kinds of adapters",
     },
     "utils": {
         "compute_bits_per_weight": "of the weights as they are stored",
         "dequantize_model": "to float32",
+        "get_total_parameters": "counts adapters, too",
         "load": "parameters are frozen until `unfreeze`; GGUF files and ollama's names are read;"
         " changes by `model_config` are refused",
         "load_model": "parameters are frozen; `get_model_classes` is refused",

@@ -253,7 +253,7 @@ def quantized(
             continue
         here: dict[str, Any] = params | found if isinstance(found, dict) else dict(params)
         if isinstance(found, dict) or partly:
-            changed["quantization"][path] = here
+            changed["quantization"][path] = found if isinstance(found, dict) else here
         chosen.setdefault((int(here["bits"]), int(here["group_size"])), []).append(path)
     for (wide, size), paths in chosen.items():
         conversion.quantize_model(model, f"q{wide}", size, floats, names=paths)
