@@ -103,9 +103,8 @@ _SAVED = "a model that is in the folder moves to `previous-N`"
 DIFFERENT: dict[str, dict[str, str]] = {
     "convert": {
         "convert": "`q_mode` other than affine is refused, and so is `upload_repo`",
-        "mixed_quant_predicate_builder": "down_proj's layers are found by pyloss's names",
     },
-    "evaluate": {"main": "the flags are those of pyloss.interop.lm_eval"},
+    "evaluate": {"main": "without `--chat-template-args`, `--temp`, `--top-p`, `--top-k`"},
     "fuse": {
         "main": "adapters that 4 bits would lose are refused; `--export-gguf` takes all families"
     },
@@ -125,7 +124,7 @@ DIFFERENT: dict[str, dict[str, str]] = {
         "RotatingKVCache": "a prompt longer than `max_size` is read token by token",
     },
     "models.switch_layers": {"SwitchLinear": "pyloss's layer, which may be quantized"},
-    "perplexity": {"main": "the sizes are printed without the model's"},
+    "perplexity": {"main": "prints the perplexity and its error alone"},
     "tokenizer_utils": {
         "BPEStreamingDetokenizer": "over pyloss's decoder",
         "SPMStreamingDetokenizer": "over pyloss's decoder",
@@ -203,7 +202,10 @@ def absent(module: str) -> Callable[[str], Any]:
                 return importlib.import_module(f"{module}.{name}")
             reason = "docs/coming_from_mlx.md lists what is here"
         text = f"{theirs}.{name} is not in pyloss: {reason}"
-        raise ImportError(text) if _imports(sys._getframe(1)) else AttributeError(text)
+        asking = sys._getframe(1)
+        while asking.f_code.co_name == "__getattr__" and asking.f_back is not None:
+            asking = asking.f_back
+        raise ImportError(text) if _imports(asking) else AttributeError(text)
 
     return __getattr__
 
@@ -231,3 +233,7 @@ def table() -> str:
         for module in sorted(MISSING_MODULES)
     ]
     return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(table(), end="")

@@ -1,0 +1,46 @@
+"""Sizes in flags, and how commands end."""
+
+import subprocess
+import sys
+
+import pytest
+
+from pyloss.mlx_lm.command import flag_size
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("0", 0), ("500", 500), ("1.5MB", 1_500_000), ("2G", 2 * 10**9), ("3 gb", 3 * 10**9)],
+)
+def test_sizes(text, size):
+    assert flag_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "x", "5TB", "MB", "1.2.3"])
+def test_what_is_no_size(text):
+    with pytest.raises(ValueError, match="a size is a number of bytes"):
+        flag_size(text)
+
+
+def command(module, *words, cwd):
+    argv = [sys.executable, "-m", f"pyloss.mlx_lm.{module}", *words]
+    return subprocess.run(argv, capture_output=True, text=True, cwd=cwd, timeout=120, check=False)
+
+
+def test_an_error_is_one_line(made):
+    done = command("lora", "--model", "base", "--data", "data", cwd=made)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr == "error: Must provide at least one of --train or --test\n"
+
+
+def test_a_run(made):
+    words = "--model base --data data --train --iters 2 --batch-size 2 --num-layers 1".split()
+    done = command("lora", *words, "--adapter-path", "new", "--steps-per-report", "1", cwd=made)
+    assert done.returncode == 0, done.stderr
+    assert (
+        "Trainable parameters" in done.stdout and (made / "new" / "adapters.safetensors").exists()
+    )
+    done = command("generate", "--model", "base", "--adapter-path", "new", "-m", "3", cwd=made)
+    assert done.returncode == 0 and "Generation: 3 tokens" in done.stdout
+    done = command("generate", "--model", "none/at/all", cwd=made)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
