@@ -153,9 +153,28 @@ static PyObject *run(int op, PyObject *const *args, Py_ssize_t nargs) {
 
 /* ---- programs */
 
+/* Puts a new array into a slot, with as many rows as another slot's array, and with the type and the
+ * other axes of a given one. `value`: (slot, the other slot, the given array). */
+static PyObject *make_rows(PyObject *value, PyObject *slots) {
+    int slot, other;
+    PyArrayObject *like;
+    npy_intp shape[PL_MAX_DIMS];
+    if (!PyArg_ParseTuple(value, "iiO!", &slot, &other, &PyArray_Type, &like)) return NULL;
+    PyArrayObject *rows = (PyArrayObject *)PyList_GetItem(slots, other);
+    if (!rows || !PyArray_Check(rows) || !PyArray_NDIM(rows) || !PyArray_NDIM(like) ||
+        PyArray_NDIM(like) > PL_MAX_DIMS)
+        return NULL;
+    for (int i = 0; i < PyArray_NDIM(like); i++)
+        shape[i] = i ? PyArray_DIM(like, i) : PyArray_DIM(rows, 0);
+    PyObject *array = PyArray_SimpleNew(PyArray_NDIM(like), shape, PyArray_TYPE(like));
+    if (array && PyList_SetItem(slots, slot, Py_NewRef(array))) Py_CLEAR(array);
+    return array;
+}
+
 /* The argument j of a step, a new reference: a constant, what a slot holds, a view of it with other
- * axes, or what stands for a new array. */
+ * axes, an array that the call fills, or what stands for an array that it makes. */
 static PyObject *step_argument(char kind, PyObject *value, PyObject *slots) {
+    if (kind == 'm') return make_rows(value, slots);
     if (kind == 'c') return Py_NewRef(value);
     if (kind == 'n') return Py_NewRef(Py_Ellipsis);
     if (kind == 'h') return Py_NewRef(Py_NotImplemented);

@@ -27,6 +27,8 @@ class SwitchGLU(Module):
     `gated` is another function of gate(x) and up(x) in place of silu(gate(x)) * up(x).
     """
 
+    recordable = True
+
     def __init__(
         self,
         gate_proj: SwitchLinear,
@@ -62,6 +64,8 @@ class SparseMoe(Module):
     A visit's weight is its share in the softmax over all experts, or with `normalize` over these k.
     """
 
+    recordable = True
+
     def __init__(self, gate: Linear | Router, switch_mlp: SwitchGLU, k: int, normalize: bool):
         super().__init__()
         self.gate, self.switch_mlp = gate, switch_mlp
@@ -78,6 +82,8 @@ class SparseMoe(Module):
 class Router(Module):
     """A router whose matrix is `layer`, as Granite's."""
 
+    recordable = True
+
     def __init__(self, layer: Linear):
         super().__init__()
         self.layer = layer
@@ -89,6 +95,8 @@ class Router(Module):
 class GraniteMoe(SparseMoe):
     """A `SparseMoe` under Granite's names."""
 
+    recordable = True
+
     gate = renamed("router")
 
 
@@ -97,6 +105,8 @@ class SigmoidMoe(SparseMoe):
 
     `expert_bias` is added where experts are chosen, and only there. It is not trained.
     """
+
+    recordable = True
 
     def __init__(
         self,
@@ -123,6 +133,8 @@ class SharedMoe(SparseMoe):
 
     Its result is multiplied by the sigmoid of one number per token, `shared_expert_gate`.
     """
+
+    recordable = True
 
     def __init__(
         self,

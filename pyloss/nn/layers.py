@@ -144,6 +144,8 @@ class SwitchLinear(Module):
     trained), `bias` [E, out].
     """
 
+    recordable = True
+
     def __init__(self, input_dims: int, output_dims: int, num_experts: int, bias: bool = True):
         super().__init__()
         input_dims, output_dims = (
@@ -195,6 +197,8 @@ class QuantizedSwitchLinear(SwitchLinear):
     Arguments and errors as for `QuantizedLinear`. `SwitchLinear.from_weight` makes one over a
     `WeightStack`.
     """
+
+    recordable = True
 
     weight: WeightStack
 

@@ -397,6 +397,8 @@ def recorded_module(module: Module) -> Recorded | None:
                 return None
             if isinstance(value, Weight):
                 constants += [value.handle, *(value.orders or ())]
+            elif isinstance(value, WeightStack):
+                constants.append(value.handle)
             elif isinstance(value, np.ndarray):
                 (constants if name.startswith("_") else parameters).append(value)
     return Recorded(

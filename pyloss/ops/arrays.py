@@ -134,8 +134,8 @@ def trainable(weight: Array | Weight | WeightStack) -> Array:
 
 
 def transpose(x: Any) -> Any:
-    """x^T of a float32 matrix, contiguous, on its device."""
-    y = empty(*x.shape[::-1], like=x)
+    """x^T of a float32 matrix, or of each of several, contiguous, on its device."""
+    y = empty(*x.shape[:-2], x.shape[-1], x.shape[-2], like=x)
     _core.transpose(x, y)
     return y
 

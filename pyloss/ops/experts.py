@@ -7,19 +7,20 @@ products of a block. `dispatch` copies the rows in this order, `expert_project` 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from pyloss import _core
-from pyloss.autograd.tape import Gradients, data, keep, record, recording
+from pyloss.autograd.tape import Gradients, keep, record, recording
 from pyloss.autograd.tensor import Tensor
 from pyloss.ops import wide
 from pyloss.ops.arrays import Array, check_matrix, empty, f32, gradient_buffer, integers
 from pyloss.ops.product_kernels import Experts
 from pyloss.ops.projection import Projection, project
-from pyloss.runtime.device import on_device_of
+from pyloss.runtime.device import DeviceArray, on_device_of
 
 
 @dataclass(frozen=True)
@@ -39,51 +40,17 @@ class Routing:
     offsets: Any
 
 
-def _sorted_visits(experts: Any, count: int) -> Routing:
-    """The routing of tokens to `experts` [N, k] of `count`, ascending in each row.
-
-    Sorted on the host.
-    """
-    chosen = np.asarray(experts)
-    flat = chosen.reshape(-1)
-    # NumPy has a faster stable sort (radix) for 16-bit numbers.
-    order = np.argsort(flat.astype(np.uint16) if count <= 1 << 16 else flat, kind="stable")
-    places = np.empty(len(order), np.int32)
-    places[order] = np.arange(len(order), dtype=np.int32)
-    offsets = np.concatenate(([0], np.cumsum(np.bincount(flat, minlength=count)))).astype(np.int32)
-    tokens = (order // max(chosen.shape[1], 1)).astype(np.int32)
-    return Routing(
-        *(on_device_of(experts, array) for array in (tokens, places.reshape(chosen.shape), offsets))
-    )
-
-
 def route(logits: Array, k: int, normalize: bool) -> tuple[Routing, Array]:
     """Routes each token to the `k` experts with its largest logits [N, E].
 
     Returns the routing and the weights of the visits, [M]: the softmax over all experts, and with
-    `normalize` divided by its sum over the token's k. Weights are computed in float64. The chosen
-    experts pass through the host, which sorts them. ValueError unless `k` is in [1, E].
+    `normalize` divided by its sum over the token's k. Weights are computed in float64. ValueError
+    unless `k` is in [1, E].
     """
-    source = f32(logits, "logits")
-    rows, count = source.shape
-    if not 1 <= k <= count:
-        raise ValueError(f"the experts of a token must be from 1 to {count}, not {k}")
-    chosen = integers((rows, k), source)
-    _core.top_experts(source, chosen)
-    routing = _sorted_visits(chosen, count)
+    source, chosen, routing = _routed(logits, k, lambda scores: scores)
     if wide.is_wide(logits):
         return routing, wide.visit_weights(logits, chosen, routing.visits, normalize)
-    weights = empty(rows * k, like=source)
-    _core.visit_weights(source, chosen, routing.visits, int(normalize), weights)
-    if not recording(logits):
-        return routing, weights
-
-    def vjp(dy: np.ndarray, grads: Gradients) -> None:
-        dlogits = empty(*source.shape, like=source)
-        _core.visit_weights_grad(dy, source, chosen, routing.visits, int(normalize), dlogits)
-        grads.put(0, dlogits)
-
-    return routing, record(weights, (logits,), vjp)
+    return routing, _weights(logits, source, chosen, routing, normalize, False, 1.0)
 
 
 def route_sigmoid(
@@ -92,42 +59,68 @@ def route_sigmoid(
     """Routes each token to the `k` experts with the largest sigmoid(logits) + `bias`, [N, E].
 
     Returns the routing and the weights of the visits, [M]: `factor` times the sigmoid, without the
-    bias [E], with `normalize` divided by its sum over the token's k. Computed in float64 on the
-    host. ValueError unless `k` is in [1, E].
+    bias [E], with `normalize` divided by 1e-6 + its sum over the token's k. Computed in float64.
+    ValueError unless `k` is in [1, E].
     """
-    is_wide = wide.is_wide(logits)
-    source = np.asarray(data(logits)) if is_wide else f32(logits, "logits")
+
+    def scores_of(source: Any) -> Any:
+        scores = empty(*source.shape, like=source)
+        _core.sigmoid_scores(source, None if bias is None else f32(bias, "bias"), scores)
+        return scores
+
+    source, chosen, routing = _routed(logits, k, scores_of)
+    if wide.is_wide(logits):
+        return routing, wide.sigmoid_weights(logits, chosen, routing.visits, normalize, factor)
+    return routing, _weights(logits, source, chosen, routing, normalize, True, factor)
+
+
+def _routed(logits: Array, k: int, scores_of: Callable[[Any], Any]) -> tuple[Any, Any, Routing]:
+    """The logits' float32 array, the experts of its tokens [N, k], and the routing to them."""
+    source = f32(logits, "logits")
     rows, count = source.shape
     if not 1 <= k <= count:
         raise ValueError(f"the experts of a token must be from 1 to {count}, not {k}")
-    shares = 1 / (1 + np.exp(-np.asarray(source).astype(np.float64)))
-    scores = shares if bias is None else shares + np.asarray(bias)
-    chosen = np.empty((rows, k), np.int32)
-    _core.top_experts(scores.astype(np.float32), chosen)
-    on_host = _sorted_visits(chosen, count)
-    visits = on_host.visits
-    if is_wide:
-        return on_host, wide.sigmoid_weights(logits, chosen, visits, normalize, factor)
-    routing = Routing(
-        *(on_device_of(source, part) for part in (on_host.tokens, visits, on_host.offsets))
-    )
-    shares = np.take_along_axis(shares, chosen, 1)
-    total = shares.sum(1, keepdims=True) + wide.SIGMOID_EPS if normalize else np.ones((rows, 1))
-    by_visit = np.empty(rows * k, np.float32)
-    by_visit[visits] = factor * shares / total
-    weights = on_device_of(source, by_visit)
+    chosen = integers((rows, k), source)
+    _core.top_experts(scores_of(source), chosen)
+    return source, chosen, _sorted(chosen, source)
+
+
+def _sorted(chosen: Any, logits: Any) -> Routing:
+    """The routing of tokens to the experts `chosen` [N, k]; of the logits only sizes are read."""
+    if isinstance(chosen, DeviceArray):
+        # Calls check indices on the host: arrays that are made there need not be copied back.
+        there = _sorted(np.asarray(chosen), np.empty(logits.shape, np.float32))
+        return Routing(
+            *(on_device_of(chosen, part) for part in (there.tokens, there.visits, there.offsets))
+        )
+    tokens, visits = integers(chosen.shape, chosen), integers(chosen.shape, chosen)
+    offsets = integers((logits.shape[1] + 1,), chosen)
+    _core.sort_visits(chosen, logits, tokens, visits, offsets)
+    return Routing(tokens.reshape(-1), visits, offsets)
+
+
+def _weights(
+    logits: Array,
+    source: Any,
+    chosen: Any,
+    routing: Routing,
+    normalize: bool,
+    sigmoid: bool,
+    factor: float,
+) -> Array:
+    """The weights of the visits, [M]."""
+    rule = int(normalize), int(sigmoid), factor
+    weights = empty(len(routing.tokens), like=source)
+    _core.visit_weights(source, chosen, routing.visits, routing.tokens, *rule, weights)
     if not recording(logits):
-        return routing, weights
+        return weights
 
     def vjp(dy: np.ndarray, grads: Gradients) -> None:
-        slopes = np.asarray(dy)[visits] * (factor / total)
-        if normalize:
-            slopes -= (slopes * shares).sum(1, keepdims=True) / total
-        dlogits = np.zeros((rows, count), np.float32)
-        np.put_along_axis(dlogits, chosen, slopes * shares * (1 - shares), 1)
-        grads.put(0, on_device_of(dy, dlogits))
+        dlogits = empty(*source.shape, like=source)
+        _core.visit_weights_grad(dy, source, chosen, routing.visits, *rule, dlogits)
+        grads.put(0, dlogits)
 
-    return routing, record(weights, (logits,), vjp)
+    return record(weights, (logits,), vjp)
 
 
 @wide.in_float64(wide.dispatch, 1)

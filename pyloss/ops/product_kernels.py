@@ -191,7 +191,7 @@ class Experts:
         if isinstance(dy, DeviceArray):
             return self._products(dy, low_rank, scale, total)
         # As [E, R, O], because the R rows of low_rank^T stay in registers while dy streams by.
-        return np.ascontiguousarray(self._products(low_rank, dy, scale, total).swapaxes(1, 2))
+        return transpose(self._products(low_rank, dy, scale, total))
 
     def row_sum(self, dy: Any) -> Any:
         sums = zeros(len(self.offsets) - 1, dy.shape[1], like=dy)

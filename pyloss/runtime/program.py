@@ -20,7 +20,7 @@ from pyloss.runtime.replay import Calls
 
 _OPS = _core.ops()
 #: operations whose results decide about later calls
-_REFUSED = {"top_experts", "same_bits", "columns_above", "argmax"}
+_REFUSED = {"same_bits", "columns_above", "argmax"}
 
 
 class NotReplayable(Exception):
@@ -35,6 +35,7 @@ class _Signature(NamedTuple):
         updated: for each argument, whether it is an output whose values are read.
         narrow: for each argument, whether it may be in bfloat16.
         accumulate: the place of the argument that makes outputs such, or -1.
+        rows: for each output with axes that no input has, the place of an input with as many rows.
     """
 
     name: str
@@ -42,6 +43,7 @@ class _Signature(NamedTuple):
     updated: list[bool]
     narrow: list[bool]
     accumulate: int
+    rows: dict[int, int]
 
 
 def _signature(name: str, text: str) -> _Signature:
@@ -54,14 +56,33 @@ def _signature(name: str, text: str) -> _Signature:
         [word.startswith("+") for word in words],
         [word.partition(":")[2].partition("[")[0] in ("act", "half") for word in words],
         accumulate[0] if accumulate else -1,
+        _row_sources([_axes(word) for word in words], inputs),
     )
+
+
+def _axes(word: str) -> list[str]:
+    """The axes of an argument in a specification."""
+    return word.partition("[")[2].partition("]")[0].split(",")
+
+
+def _row_sources(axes: list[list[str]], inputs: int) -> dict[int, int]:
+    def letters(some: list[str]) -> set[str]:
+        return {letter for axis in some for letter in axis if letter.isupper()}
+
+    known = {letter for some in axes[:inputs] for letter in letters(some)}
+    found: dict[int, int] = {}
+    for i in range(inputs, len(axes)):
+        places = [place for place in range(inputs) if axes[place][0] == axes[i][0]]
+        if places and letters(axes[i]) - known:
+            found[i] = places[0]
+    return found
 
 
 _SIGNATURES = [_signature(name, text) for name, text in _OPS]
 
 # (operation, kinds of the arguments, arguments), and slots that are emptied. Kinds and arguments:
 # c: a constant; s: a slot; v: (a slot, the axes of a view); n, h: a slot for a new array, in
-# bfloat16 if h
+# bfloat16 if h; m: (a slot for a new array, a slot with as many rows, an array like a row of it)
 Call = tuple[int, str, tuple[Any, ...]]
 Step = tuple[int, str, tuple[Any, ...], tuple[int, ...]]
 
@@ -120,13 +141,20 @@ class Writer:
             raise NotReplayable(f"{signature.name} depends on more than its arguments")
         if signature.name == "dropout" and not isinstance(arguments[1], Seed):
             raise NotReplayable("a seed may have been drawn")
-        kinds, values = "", []
+        kinds = ""
+        values: list[Any] = []
         for i, value in enumerate(arguments):
             made = i >= signature.outputs and not _reads_output(signature, i, arguments)
             try:
                 kind, stored = self._argument(value, made)
             except NotReplayable as error:
                 raise NotReplayable(f"argument {i} of {signature.name} {error}") from None
+            if kind == "n" and i in signature.rows:
+                rows = signature.rows[i]
+                if kinds[rows] != "s":
+                    raise NotReplayable(f"argument {i} of {signature.name} has no size")
+                like = np.empty((1, *value.shape[1:]), value.dtype)
+                kind, stored = "m", (stored, values[rows], like)
             kinds += kind
             values.append(stored)
         return op, kinds, tuple(values)
@@ -199,10 +227,10 @@ def finished(steps: list[Call], first: set[int], kept: set[int]) -> tuple[Step, 
     return tuple((*step, tuple(some)) for step, some in zip(steps, done, strict=True))
 
 
-def slots_of(kinds: str, values: tuple[Any, ...], of: str = "svnh") -> list[int]:
+def slots_of(kinds: str, values: tuple[Any, ...], of: str = "svnhm") -> list[int]:
     """The slots that a step reads or fills, by arguments of these kinds."""
     return [
-        value[0] if kind == "v" else value
+        value[0] if kind in "vm" else value
         for kind, value in zip(kinds, values, strict=True)
         if kind in of
     ]

@@ -43,6 +43,9 @@ MINISTRAL3 = {
         "attention_factor": 1.0,
     },
 }
+CONVOLUTIONS = ["conv", "full_attention", "conv"]
+EXPERTS, SHARED = Mixture(4, 2, 32, True), Mixture(4, 2, 32, False, shared_size=48)
+BIASED = Mixture(4, 2, 32, True, dense_layers=(0,), bias=True, scaling=1.5)
 DELTA = ["linear_attention", "full_attention", "linear_attention"]
 OLMO3 = {key: value for key, value in GEMMA.items() if key != "rope_local_base_freq"}
 
@@ -121,11 +124,11 @@ def unfrozen(net):
         (lambda: adapted("olmo3", **OLMO3), True),
         (lambda: adapted("qwen2", attention_bias=True), True),
         (lambda: adapted("phi3", partial_rotary_factor=0.5), True),
-        (lambda: adapted("lfm2", layer_types=["conv", "full_attention", "conv"]), True),
+        (lambda: adapted("lfm2", layer_types=CONVOLUTIONS), True),
         (lambda: adapted("qwen3_5_text", layer_types=DELTA), True),
         # gradients of weights under an offset are arrays that others read
         (lambda: unfrozen(model("qwen3_5_text", layer_types=DELTA)), False),
-        (lambda: unfrozen(model("lfm2", layer_types=["conv", "full_attention", "conv"])), True),
+        (lambda: unfrozen(model("lfm2", layer_types=CONVOLUTIONS)), True),
         (lambda: adapted("granite", residual_multiplier=0.22, logits_scaling=8.0), True),
         (lambda: adapted(keys=["self_attn.q_proj", "self_attn.v_proj"]), True),
         (lambda: adapted(keys=["mlp.down_proj"]), True),
@@ -134,7 +137,14 @@ def unfrozen(net):
         (lambda: adapted("qwen3", use_dora=True, dropout=0.2), True),
         (lambda: adapted("qwen2", attention_bias=True, use_dora=True), True),
         (lambda: adapted(use_dora=True), True),
-        (lambda: adapted("qwen3_moe", mixture=Mixture(4, 2, 32, True)), False),
+        (lambda: adapted("qwen3_moe", mixture=EXPERTS), True),
+        (lambda: adapted("mixtral", "q8_0", dropout=0.2, mixture=EXPERTS), True),
+        (lambda: adapted("qwen2_moe", mixture=SHARED), True),
+        (lambda: adapted("granitemoe", mixture=EXPERTS), True),
+        (lambda: adapted("lfm2_moe", layer_types=CONVOLUTIONS, mixture=BIASED), True),
+        (lambda: unfrozen(model("qwen3_moe", mixture=EXPERTS)), True),
+        # which experts' norms are computed depends on the tokens
+        (lambda: adapted("qwen3_moe", use_dora=True, mixture=EXPERTS), False),
     ],
 )
 def test_recorded_layers_have_the_bits_of_the_layers(make, recorded, counted, monkeypatch):
@@ -301,9 +311,10 @@ def one_step(net, lengths=(7, 40)):
         lambda: adapted("granite", residual_multiplier=0.22, logits_scaling=8.0),
         lambda: adapted("qwen2", attention_bias=True),
         lambda: adapted("phi3", partial_rotary_factor=0.5),
-        lambda: adapted("lfm2", layer_types=["conv", "full_attention", "conv"]),
+        lambda: adapted("lfm2", layer_types=CONVOLUTIONS),
         lambda: adapted("qwen3_5_text", layer_types=DELTA),
         lambda: unfrozen(model()),
+        lambda: adapted("qwen3_moe", "q8_0", mixture=Mixture(4, 4, 32, True)),
     ],
 )
 def test_activations_in_bfloat16_are_near_those_in_float32(make, isa):
@@ -341,7 +352,7 @@ def test_activations_in_bfloat16_do_not_depend_on_the_first_run():
 
 def test_layers_that_are_not_recorded_keep_float32():
     def make():
-        return adapted("qwen3_moe", mixture=Mixture(4, 2, 32, True))
+        return adapted("qwen3_moe", use_dora=True, mixture=EXPERTS)
 
     with matmul_precision("bfloat16"):
         want = losses_and_gradients(make())

@@ -126,6 +126,18 @@ def test_columns_and_turning(memory, rng, n, d):
     np.testing.assert_array_equal(turned, x.T)
 
 
+@pytest.mark.parametrize(("e", "n", "d"), [(0, 3, 2), (2, 0, 3), (3, 5, 33), (4, 33, 5)])
+def test_turning_each_of_several(memory, rng, e, n, d):
+    x = memory.put(normal(rng, e, n, d))
+
+    def run():
+        turned = memory.new((e, d, n))
+        _core.transpose(x, turned)
+        return (turned,)
+
+    np.testing.assert_array_equal(on_threads(run)[0], x.swapaxes(1, 2))
+
+
 def test_scatter_of_no_rows_gives_zeros(memory):
     dx = memory.new((4, 3))
     _core.scatter_add_rows(np.zeros((0, 3), np.float32), np.zeros(0, np.int32), dx)

@@ -18,6 +18,7 @@ SIZES = {
     "G": 2,
     "M": 70,
     "S": 3,
+    "E": 2,
     "R": 16,
     "P": 80,
     "A": 8,
@@ -48,6 +49,12 @@ CASES = {
     "attention_grad": [{}, {"D": 17}],
     "short_conv_forward": [{"K": 3}],
     "short_conv_grad": [{"K": 3}],
+    "experts_forward": [LINEAR],
+    "experts_lora_forward": [LINEAR],
+    "experts_input_grad": [LINEAR],
+    "experts_lora_input_grad": [LINEAR],
+    "experts_weight_grad": [LINEAR],
+    "combine_rows": [{"K": 3}],
     "gather_columns": [{"V": 40, "M": 11}],
     "concat_columns": [{}],
 }
@@ -76,7 +83,7 @@ def arguments(name, sizes, rng, new):
             made.append((kind, {"eps": 1e-5, "softcap": 0.0}.get(label, 0.5)))
             continue
         shape = [
-            int(d) if d.isdigit() else sum(sizes[letter] for letter in d.split("+")) for d in dims
+            sum(int(part) if part.isdigit() else sizes[part] for part in d.split("+")) for d in dims
         ]
         if kind == "i32":
             if "^" in rest:  # the offsets of two sequences
@@ -137,6 +144,7 @@ def test_bits_are_those_of_floats_rounded_once(name, sizes, precision, isa, rng)
         "column_sum",
         "column_dot",
         "magnitude_grad",
+        "experts_weight_grad",
     )
     for expected, array in zip(want, got, strict=True):
         if array.dtype == np.uint16:

@@ -43,30 +43,65 @@ def test_what_cannot_be_ranked_comes_last(memory):
     assert (more == [0, 1, 2, 3, -1, -1]).all()
 
 
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize(("n", "experts", "k"), SHAPES)
+def test_sigmoid_scores(memory, rng, n, experts, k, with_bias):
+    logits, scores = put_logits(memory, rng, n, experts), memory.new((n, experts))
+    bias = memory.put(rng.standard_normal(experts)) if with_bias else None
+    _core.sigmoid_scores(logits, bias, scores)
+    want = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    assert_close(scores, want + bias.astype(np.float64) if with_bias else want)
+
+
+@pytest.mark.parametrize(("n", "experts", "k"), SHAPES)
+def test_visits_are_sorted_by_expert_then_by_token(memory, rng, n, experts, k):
+    logits, chosen = put_logits(memory, rng, n, experts), memory.new((n, k), np.int32)
+    _core.top_experts(logits, chosen)
+    tokens, visits = memory.new((n, k), np.int32), memory.new((n, k), np.int32)
+    offsets = memory.new(experts + 1, np.int32)
+    _core.sort_visits(chosen, logits, tokens, visits, offsets)
+    order = np.argsort(chosen.reshape(-1), kind="stable")
+    np.testing.assert_array_equal(tokens.reshape(-1), order // k)
+    np.testing.assert_array_equal(visits.reshape(-1)[order], np.arange(n * k))
+    counts = np.bincount(chosen.reshape(-1), minlength=experts)
+    np.testing.assert_array_equal(offsets, [0, *np.cumsum(counts)])
+
+
+def shares_of(logits, chosen, normalise, sigmoid):
+    """Of the chosen experts and of all, and the slope of the first by their own logits' shares."""
+    if sigmoid:
+        own = np.take_along_axis(1 / (1 + np.exp(-logits)), chosen, 1)
+        return own / (own.sum(1, keepdims=True) + 1e-6 if normalise else 1), 0 * logits, 1 - own
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-np.inf))
+    own = np.take_along_axis(powers, chosen, 1)
+    shares = powers / powers.sum(1, keepdims=True)
+    return own / (own if normalise else powers).sum(1, keepdims=True), shares * (not normalise), 1
+
+
+@pytest.mark.parametrize("sigmoid", [0, 1])
 @pytest.mark.parametrize("normalise", [0, 1])
 @pytest.mark.parametrize(("n", "experts", "k"), SHAPES)
-def test_weights_and_their_gradient(memory, rng, n, experts, k, normalise):
+def test_weights_and_their_gradient(memory, rng, n, experts, k, normalise, sigmoid):
     logits, chosen = put_logits(memory, rng, n, experts), memory.new((n, k), np.int32)
     _core.top_experts(logits, chosen)
     visits = memory.put(rng.permutation(n * k).reshape(n, k), np.int32)
+    tokens = memory.put(np.zeros(n * k), np.int32)
     slope = memory.put(rng.standard_normal(n * k))
+    rule = normalise, sigmoid, 1.5
 
     def run():
         weights, dlogits = memory.new(n * k), memory.new((n, experts))
-        _core.visit_weights(logits, chosen, visits, normalise, weights)
-        _core.visit_weights_grad(slope, logits, chosen, visits, normalise, dlogits)
+        _core.visit_weights(logits, chosen, visits, tokens, *rule, weights)
+        _core.visit_weights_grad(slope, logits, chosen, visits, *rule, dlogits)
         return weights, dlogits
 
     weights, dlogits = on_threads(run)
-    powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True, initial=-np.inf))
-    mine = np.take_along_axis(powers, chosen, 1)
-    want = mine / (mine if normalise else powers).sum(1, keepdims=True)
-    assert_close(weights[visits], want)
+    want, others, inner = shares_of(logits.astype(np.float64), chosen, normalise, sigmoid)
+    assert_close(weights[visits], 1.5 * want)
     d = slope[visits].astype(np.float64)
-    mean = (want * d).sum(1, keepdims=True)
-    share = 0 * powers if normalise else powers / powers.sum(1, keepdims=True)
-    wanted = -share * mean
-    np.put_along_axis(wanted, chosen, want * (d - mean), 1)
+    mean = (want * d).sum(1, keepdims=True) if normalise or not sigmoid else 0
+    wanted = -1.5 * others * mean
+    np.put_along_axis(wanted, chosen, 1.5 * want * (d - mean) * inner, 1)
     assert_close(dlogits, wanted, k)
 
 
@@ -76,9 +111,13 @@ def test_an_expert_that_is_not_there(memory):
         memory.put([[0]], np.int32),
         memory.new(1),
     )
+    tokens, rule = memory.put([0], np.int32), (1, 0, 1.0)
     with pytest.raises(ValueError, match="chosen"):
-        _core.visit_weights(logits, memory.put([[3]], np.int32), visits, 1, weights)
+        _core.visit_weights(logits, memory.put([[3]], np.int32), visits, tokens, *rule, weights)
+    with pytest.raises(ValueError, match="chosen"):
+        beyond, places = memory.put([[-1]], np.int32), memory.new((1, 1), np.int32)
+        _core.sort_visits(beyond, logits, tokens.reshape(1, 1), places, memory.new(4, np.int32))
     with pytest.raises(ValueError, match="visits"):
         _core.visit_weights(
-            logits, memory.put([[2]], np.int32), memory.put([[1]], np.int32), 1, weights
+            logits, memory.put([[2]], np.int32), memory.put([[1]], np.int32), tokens, *rule, weights
         )

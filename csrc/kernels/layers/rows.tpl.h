@@ -163,23 +163,25 @@ pl_status KERNEL(scale_columns)(const pl_call *c) {
     return PL_OK;
 }
 
-/* y = x^T   x [N,D], y [D,N]. By blocks of rows: the cache lines that hold one column of a block
- * hold its next columns too. */
+/* y[e] = x[e]^T   x [E,N,D], y [E,D,N]. By blocks of rows: the cache lines that hold one column of a
+ * block hold its next columns too. */
 static void transpose_piece(const void *context, int64_t begin, int64_t end, int worker UNUSED) {
     enum { BLOCK = 16 };
     const pl_call *c = context;
     const transpose_args args = transpose_args_of(c);
-    int64_t n = PL_DIM(c, 'N'), d = PL_DIM(c, 'D');
+    int64_t n = PL_DIM(c, 'N'), d = PL_DIM(c, 'D'), blocks = (n + BLOCK - 1) / BLOCK;
     for (int64_t block = begin; block < end; block++) {
-        const float *x = args.x + block * BLOCK * d;
-        float *y = args.y + block * BLOCK;
-        int64_t rows = n - block * BLOCK < BLOCK ? n - block * BLOCK : BLOCK;
+        int64_t first = block % blocks * BLOCK, matrix = block / blocks * n * d;
+        const float *x = args.x + matrix + first * d;
+        float *y = args.y + matrix + first;
+        int64_t rows = n - first < BLOCK ? n - first : BLOCK;
         for (int64_t j = 0; j < d; j++)
             for (int64_t i = 0; i < rows; i++) y[j * n + i] = x[i * d + j];
     }
 }
 pl_status KERNEL(transpose)(const pl_call *c) {
-    in_pieces((PL_DIM(c, 'N') + 15) / 16, 16 * PL_DIM(c, 'D'), transpose_piece, c);
+    in_pieces(PL_DIM(c, 'E') * ((PL_DIM(c, 'N') + 15) / 16), 16 * PL_DIM(c, 'D'), transpose_piece,
+              c);
     return PL_OK;
 }
 

@@ -331,7 +331,7 @@ int pl_cl_launch_transpose(const pl_cl_operation *o) {
     pl_cl_launch l = begin(o);
     pl_cl_add_places(&l, 4, at.x, at.y);
     add_sizes(&l, "DN");
-    return run(&l, "transpose", dim(o, 'N'));
+    return run(&l, "transpose", dim(o, 'E') * dim(o, 'N'));
 }
 
 int pl_cl_launch_scale_rows_grad(const pl_cl_operation *o) {
@@ -367,6 +367,14 @@ int pl_cl_launch_concat_columns(const pl_cl_operation *o) {
     return run(&l, "concat_columns", dim(o, 'N'));
 }
 
+int pl_cl_launch_sigmoid_scores(const pl_cl_operation *o) {
+    const sigmoid_scores_places at = sigmoid_scores_places_of(o);
+    pl_cl_launch l = begin(o);
+    pl_cl_add_places(&l, 4, at.logits, at.bias, at.scores);
+    add_sizes(&l, "EN");
+    return run_items(&l, "sigmoid_scores", dim(o, 'N'));
+}
+
 int pl_cl_launch_top_experts(const pl_cl_operation *o) {
     const top_experts_places at = top_experts_places_of(o);
     pl_cl_launch l = begin(o);
@@ -375,12 +383,22 @@ int pl_cl_launch_top_experts(const pl_cl_operation *o) {
     return run_items(&l, "top_experts", dim(o, 'N'));
 }
 
+int pl_cl_launch_sort_visits(const pl_cl_operation *o) {
+    const sort_visits_places at = sort_visits_places_of(o);
+    pl_cl_launch l = begin(o);
+    pl_cl_add_places(&l, 4, at.chosen, at.tokens, at.visits, at.offsets);
+    add_sizes(&l, "EKN");
+    return run_items(&l, "sort_visits", dim(o, 'E') + 1);
+}
+
 int pl_cl_launch_visit_weights(const pl_cl_operation *o) {
     const visit_weights_args args = visit_weights_args_of(o->call);
     const visit_weights_places at = visit_weights_places_of(o);
     pl_cl_launch l = begin(o);
     pl_cl_add_places(&l, 4, at.logits, at.chosen, at.visits, at.weights);
     pl_cl_add_i64(&l, args.normalize != 0);
+    pl_cl_add_i64(&l, args.sigmoid != 0);
+    pl_cl_add_scalar(&l, args.factor);
     add_sizes(&l, "EKN");
     return run_items(&l, "visit_weights", dim(o, 'N'));
 }
@@ -391,6 +409,8 @@ int pl_cl_launch_visit_weights_grad(const pl_cl_operation *o) {
     pl_cl_launch l = begin(o);
     pl_cl_add_places(&l, 4, at.dweights, at.logits, at.chosen, at.visits, at.dlogits);
     pl_cl_add_i64(&l, args.normalize != 0);
+    pl_cl_add_i64(&l, args.sigmoid != 0);
+    pl_cl_add_scalar(&l, args.factor);
     add_sizes(&l, "EKN");
     return run_items(&l, "visit_weights_grad", dim(o, 'N'));
 }

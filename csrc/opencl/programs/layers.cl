@@ -107,7 +107,8 @@ KERNEL adafactor_update(IN(grad), IN(squares_of_row), IN(col), OUT(u), long d, f
 
 KERNEL transpose(IN(x), OUT(y), long d, long n) {
     MY_ROW;
-    for (long j = LANE; j < d; j += GROUP) *ROW(y, j * n + row) = *ROW(x, row * d + j);
+    const long first = row / n * n * d; /* of its matrix */
+    for (long j = LANE; j < d; j += GROUP) *ROW(y, first + j * n + row % n) = *ROW(x, row * d + j);
 }
 
 KERNEL scale_rows_grad(IN(dy), IN(x), IN(factor), OUT(dx), OUT(dfactor), long d) {
@@ -366,44 +367,80 @@ KERNEL top_experts(IN(logits), ARRAY(int, chosen), long experts, long k, long n)
     for (; count < k; count++) *ROW(chosen, token * k + count) = -1;
 }
 
-/* The softmax over all experts, or over the chosen ones: a share is e^(logit - top) / total. */
+/* Work-item e counts the visits of the experts before e, then gives out those of e. */
+KERNEL sort_visits(INDICES(chosen), ARRAY(int, tokens), ARRAY(int, visits), ARRAY(int, offsets),
+                   long experts, long k, long n) {
+    const long e = get_global_id(0);
+    if (e > experts) return;
+    int visit = 0;
+    for (long i = 0; i < n * k; i++) visit += *ROW(chosen, i) < e;
+    *ROW(offsets, e) = visit;
+    for (long i = 0; i < n * k && e < experts; i++)
+        if (*ROW(chosen, i) == e) {
+            *ROW(visits, i) = visit;
+            *ROW(tokens, visit++) = (int)(i / k);
+        }
+}
+
+/* The shares of a token: an expert's is its own number / total; in a softmax that number is
+ * e^(logit - top). */
 typedef struct {
     SCALAR top, total;
 } router_share;
+#define ROUTER_EPS ((SCALAR)1e-6)
+#define RULE long normalize, long sigmoid, SCALAR factor
+INLINE SCALAR router_own(float x, router_share share, long sigmoid) {
+    return sigmoid ? 1 / (1 + exp(-(SCALAR)x)) : exp((SCALAR)x - share.top);
+}
 INLINE router_share router_share_of(const global float *x, long experts, const global int *chosen,
-                                    long k, long normalize) {
+                                    long k, long normalize, long sigmoid) {
     router_share share;
     float top = -INFINITY;
     for (long e = 0; e < experts; e++) top = x[e] > top || x[e] != x[e] ? x[e] : top;
     share.top = top;
-    share.total = 0;
-    for (long i = 0; i < (normalize ? k : experts); i++)
-        share.total += exp((SCALAR)x[normalize ? chosen[i] : i] - share.top);
+    share.total = sigmoid ? (normalize ? ROUTER_EPS : 1) : 0;
+    const long count = normalize ? k : sigmoid ? 0 : experts;
+    for (long i = 0; i < count; i++)
+        share.total += router_own(x[normalize ? chosen[i] : i], share, sigmoid);
     return share;
 }
-#define SHARE(e) (exp((SCALAR)x[e] - share.top) / share.total)
+#define SHARE(e) (router_own(x[e], share, sigmoid) / share.total)
 
-KERNEL visit_weights(IN(logits), INDICES(chosen), INDICES(visits), OUT(weights), long normalize,
+KERNEL sigmoid_scores(IN(logits), IN(bias), OUT(scores), long experts, long n) {
+    MY_TOKEN;
+    for (long e = 0; e < experts; e++) {
+        const long at = token * experts + e;
+        const SCALAR shift = bias_data ? *ROW(bias, e) : 0;
+        *ROW(scores, at) = (float)(1 / (1 + exp(-(SCALAR)*ROW(logits, at))) + shift);
+    }
+}
+
+KERNEL visit_weights(IN(logits), INDICES(chosen), INDICES(visits), OUT(weights), RULE,
                      long experts, long k, long n) {
     MY_TOKEN;
     const global float *x = ROW(logits, token * experts);
     const global int *mine = ROW(chosen, token * k);
-    const router_share share = router_share_of(x, experts, mine, k, normalize);
-    for (long i = 0; i < k; i++) *ROW(weights, *ROW(visits, token * k + i)) = (float)SHARE(mine[i]);
+    const router_share share = router_share_of(x, experts, mine, k, normalize, sigmoid);
+    for (long i = 0; i < k; i++)
+        *ROW(weights, *ROW(visits, token * k + i)) = (float)(factor * SHARE(mine[i]));
 }
 
 KERNEL visit_weights_grad(IN(slope), IN(logits), INDICES(chosen), INDICES(visits), OUT(dlogits),
-                          long normalize, long experts, long k, long n) {
+                          RULE, long experts, long k, long n) {
     MY_TOKEN;
     const global float *x = ROW(logits, token * experts);
     const global int *mine = ROW(chosen, token * k);
-    const router_share share = router_share_of(x, experts, mine, k, normalize);
+    const router_share share = router_share_of(x, experts, mine, k, normalize, sigmoid);
     SCALAR mean = 0;
-    for (long i = 0; i < k; i++) mean += SHARE(mine[i]) * *ROW(slope, *ROW(visits, token * k + i));
+    for (long i = 0; i < k && (normalize || !sigmoid); i++)
+        mean += SHARE(mine[i]) * *ROW(slope, *ROW(visits, token * k + i));
     for (long e = 0; e < experts; e++)
-        *ROW(dlogits, token * experts + e) = normalize ? 0 : (float)(SHARE(e) * -mean);
+        *ROW(dlogits, token * experts + e) =
+            normalize || sigmoid ? 0 : (float)(factor * SHARE(e) * -mean);
     for (long i = 0; i < k; i++) {
-        const SCALAR own = *ROW(slope, *ROW(visits, token * k + i)) - mean;
-        *ROW(dlogits, token * experts + mine[i]) = (float)(SHARE(mine[i]) * own);
+        const SCALAR slope_of = *ROW(slope, *ROW(visits, token * k + i)) - mean;
+        const SCALAR inner = sigmoid ? 1 - router_own(x[mine[i]], share, sigmoid) : 1;
+        *ROW(dlogits, token * experts + mine[i]) =
+            (float)(factor * SHARE(mine[i]) * slope_of * inner);
     }
 }

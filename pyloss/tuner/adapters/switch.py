@@ -97,6 +97,8 @@ class SwitchAdapter(LowRankAdapter):
 class LoRASwitchLinear(SwitchAdapter):
     """y = base(x) + scale * lora_b[e] lora_a[e] dropout(x) for rows x of expert e."""
 
+    recordable = True
+
     kind = "lora"
 
     def _delta(self) -> np.ndarray:

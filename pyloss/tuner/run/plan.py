@@ -21,7 +21,7 @@ from pyloss.tuner.losses import PARTS_TOGETHER, head_bytes, parts_of_rows
 
 _NO_BIAS = "{bias_correction: false}"
 #: why layers keep float32 under "mixed"
-NOT_HALF = "layers with experts, fixed factors or parts of one's own are not recorded"
+NOT_HALF = "layers with DoRA over experts, fixed factors or parts of one's own are not recorded"
 
 #: bytes of the interpreter, the libraries and the allocator's slack
 BASE_BYTES = 80_000_000
