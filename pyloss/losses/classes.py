@@ -104,19 +104,20 @@ class ClassLoss(RowLoss):
         z_loss: float = 0.0,
         returned: Returned = NOTHING,
     ):
-        super().__init__(self._run, inputs, shape, dtype, weights, total, like)
-        self.detailed, self.index, self.z_loss, self.returned = run, index, z_loss, returned
+        super().__init__(run, inputs, shape, dtype, weights, total, like)
+        self.index, self.z_loss, self.returned = index, z_loss, returned
         self.details = NO_DETAILS
         self.dlse: Any = None
 
-    def _run(self, dloss: Any, wanted: Sequence[bool], loss: Any) -> Sequence[Any]:
+    def run(self, dloss: Any, wanted: Sequence[bool], loss: Any) -> Sequence[Any]:
+        """Calls the core, and keeps the details that were asked for."""
         names = self.returned
         found = RowDetails(
             dlse=flat(self.dlse),
             lse=flat(self._empty()) if names.lse or names.z_loss else None,
             best=np.empty(len(self.index), np.int32) if names.token_accuracy else None,
         )
-        gradients = self.detailed(dloss, wanted, loss, found)
+        gradients = self.core(dloss, wanted, loss, found)
         self.details = found
         return gradients
 

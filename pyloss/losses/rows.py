@@ -342,7 +342,7 @@ class RowLoss:
 
     def __init__(
         self,
-        run: Run,
+        run: Callable[..., Sequence[Any]],
         inputs: Sequence[Any],
         shape: tuple[int, ...],
         dtype: np.dtype,
@@ -350,11 +350,15 @@ class RowLoss:
         total: float,
         like: Any = None,
     ):
-        self.run, self.inputs, self.shape, self.dtype = run, inputs, shape, dtype
+        self.core, self.inputs, self.shape, self.dtype = run, inputs, shape, dtype
         self.weights = None if weights is None else np.asarray(weights, dtype, order="C")
         self.total = total
         self.like = like if isinstance(like, device.DeviceArray) else None
         self.values: Any = None  # the weighted losses, once they are known
+
+    def run(self, dloss: Any, wanted: Sequence[bool], loss: Any) -> Sequence[Any]:
+        """Calls the core, see `Run`."""
+        return self.core(dloss, wanted, loss)
 
     def result(self, reduction: str, out: Any) -> Any:
         """The losses [...] or their sum or mean, on the tape while a gradient is recorded."""
