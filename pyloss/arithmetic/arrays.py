@@ -10,12 +10,14 @@ from pyloss import _core
 from pyloss.runtime import device
 
 FLOAT32 = np.dtype(np.float32)
+#: The most axes of an array that the core reads.
+MOST_AXES = 8
 
 
 def is_f32(x: Any) -> bool:
     """Whether x is a float32 array as the core reads it, on the host or a device."""
     if type(x) is np.ndarray:
-        return x.dtype is FLOAT32 and x.flags.carray
+        return x.dtype is FLOAT32 and x.flags.carray and x.ndim <= MOST_AXES
     return isinstance(x, device.DeviceArray) and x.kind == "f32"
 
 

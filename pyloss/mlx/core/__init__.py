@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 
-from pyloss.mlx.core import distributed, fast, linalg, metal, methods, random
+import pyloss
+from pyloss.mlx.core import cuda, distributed, fast, linalg, metal, methods, random
 from pyloss.mlx.core.arrays import array
 from pyloss.mlx.core.convolution import conv1d
 from pyloss.mlx.core.creation import (
@@ -292,6 +293,7 @@ from pyloss.mlx.core.shaping import (
     view,
 )
 
+__version__ = pyloss.__version__
 pi, e, euler_gamma, inf, nan = math.pi, math.e, 0.5772156649015329, math.inf, math.nan
 newaxis = None
 
@@ -377,6 +379,7 @@ __all__ = [
     "cumprod",
     "cumsum",
     "cumulative_prod",
+    "cuda",
     "cumulative_sum",
     "custom_function",
     "default_device",

@@ -113,11 +113,25 @@ class array(Tensor, metaclass=_ArrayType):
         values = np.asarray(self.data)
         if is_bfloat16(values.dtype):
             values = values.astype(np.float32)
-        body = np.array2string(values, separator=", ", prefix="array(", threshold=100)
+        body = np.array2string(
+            values,
+            separator=", ",
+            prefix="array(",
+            threshold=100,
+            formatter={"float_kind": lambda x: f"{x:.6g}"},
+        )
         return f"array({body}, dtype={self.dtype})"
 
     def __format__(self, spec: str) -> str:
+        if spec and self.size != 1:
+            raise TypeError(f"the format {spec!r} is for an array of one element, not {self.shape}")
         return format(self.item(), spec) if spec else str(self)
+
+    def __dlpack__(self, **kwargs: Any) -> Any:
+        return np.array(Tensor.__array__(self)).__dlpack__(**kwargs)
+
+    def __dlpack_device__(self) -> Any:
+        return np.empty(0).__dlpack_device__()
 
     def __index__(self) -> int:
         return self.item().__index__()
@@ -346,11 +360,15 @@ def placed(x: Any, index: Any, value: Any) -> Any:
         rest[index] = 0
         return rest
 
-    # MLX drops leading axes of 1 of what is assigned.
+    return apply(forward, (x, fitting(given, x, index)), gradient)
+
+
+def fitting(given: Any, x: Any, index: Any) -> Any:
+    """What is put into x at an index, without leading axes of 1 that have no place there."""
     extra = len(given.shape) - np.ndim(np.broadcast_to(np.empty((), bool), x.shape)[index])
     if extra > 0 and given.shape[:extra] == (1,) * extra:
-        given = FUNCTIONS[np.reshape](given, given.shape[extra:])
-    return apply(forward, (x, given), gradient)
+        return FUNCTIONS[np.reshape](given, given.shape[extra:])
+    return given
 
 
 def axes_of(axis: Any) -> Any:

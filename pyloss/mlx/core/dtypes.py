@@ -55,10 +55,11 @@ class finfo:
     """The limits of a type of floats."""
 
     def __init__(self, dtype: Any):
-        self.dtype = np.dtype(getattr(dtype, "dtype", dtype))
-        if self.dtype not in inexact.types:
-            raise ValueError(f"finfo takes a type of floats, not {self.dtype}")
-        found = ml_dtypes.finfo(self.dtype if self.dtype != complex64 else float32)
+        given = np.dtype(getattr(dtype, "dtype", dtype))
+        if given not in inexact.types:
+            raise ValueError(f"finfo takes a type of floats, not {given}")
+        self.dtype = float32 if given == complex64 else given
+        found = ml_dtypes.finfo(self.dtype)
         self.bits = int(found.bits)
         self.min, self.max, self.eps = float(found.min), float(found.max), float(found.eps)
         self.smallest_normal = float(found.smallest_normal)

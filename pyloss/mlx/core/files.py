@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,13 +27,21 @@ def _array(tensor: StoredTensor) -> array:
     return of(np.asarray(tensor.data).reshape(-1).view(kind).reshape(tensor.shape))
 
 
+def _of_safetensors(path: Path, return_metadata: bool, copy: bool = False) -> Any:
+    found = read_safetensors(path)
+    arrays = {name: _array(tensor) for name, tensor in found.tensors.items()}
+    if copy:  # of a file that is about to be removed
+        arrays = {name: array(value) for name, value in arrays.items()}
+    return (arrays, dict(found.metadata)) if return_metadata else arrays
+
+
 def load(
     file: Any, /, format: str | None = None, return_metadata: bool = False, *, stream: Any = None
 ) -> Any:
     """The arrays of a file: a dict of .safetensors or .npz, one array of .npy.
 
-    `format` replaces the file's ending. With `return_metadata`, of a .safetensors file, also its
-    metadata. A path or, of NumPy's formats, an open file.
+    `file` is a path or an open file, whose `format` is needed unless it is npy or npz. With
+    `return_metadata`, of a .safetensors file, also its metadata.
     """
     is_path = isinstance(file, str | os.PathLike)
     ending = format or (os.fspath(file).rpartition(".")[2] if is_path else "npy")
@@ -41,10 +51,11 @@ def load(
         raise ValueError(f"mx.load reads safetensors, npz and npy, not {ending!r} of {file}")
     if ending == "safetensors":
         if not is_path:
-            raise TypeError("mx.load of safetensors takes a path, not an open file")
-        found = read_safetensors(user_path(file))
-        arrays = {name: _array(tensor) for name, tensor in found.tensors.items()}
-        return (arrays, dict(found.metadata)) if return_metadata else arrays
+            with tempfile.TemporaryDirectory() as folder:
+                copied = Path(folder) / "arrays.safetensors"
+                copied.write_bytes(file.read())
+                return _of_safetensors(copied, return_metadata, copy=True)
+        return _of_safetensors(user_path(file), return_metadata)
     if return_metadata:
         raise ValueError(f"{ending} files have no metadata: return_metadata needs safetensors")
     content = np.load(user_path(file) if is_path else file, allow_pickle=False)
@@ -107,9 +118,17 @@ def savez_compressed(file: Any, *args: Any, **kwargs: Any) -> None:
 
 
 def save_safetensors(file: Any, arrays: Mapping[str, Any], metadata: Any = None) -> None:
-    """Writes a dict of arrays as .safetensors; the ending is added where it is missing."""
-    if not isinstance(file, str | os.PathLike):
-        raise TypeError("mx.save_safetensors takes a path, not an open file")
-    path = os.fspath(file)
-    path = path if path.endswith(".safetensors") else path + ".safetensors"
-    write_safetensors(path, {name: _plain(value) for name, value in arrays.items()}, metadata)
+    """Writes a dict of arrays as .safetensors; the ending is added where it is missing.
+
+    `file` is a path or a file opened for writing.
+    """
+    plain = {name: _plain(value) for name, value in arrays.items()}
+    if isinstance(file, str | os.PathLike):
+        path = os.fspath(file)
+        path = path if path.endswith(".safetensors") else path + ".safetensors"
+        write_safetensors(path, plain, metadata)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        written = Path(folder) / "arrays.safetensors"
+        write_safetensors(written, plain, metadata)
+        file.write(written.read_bytes())

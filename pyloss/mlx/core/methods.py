@@ -44,7 +44,12 @@ def _operator(function: Callable, reflected: bool = False) -> Callable:
 
 def _in_place(function: Callable) -> Callable:
     def method(self: array, other: Any) -> array:
-        self._set(raw(function(self, other)))
+        found = function(self, other)
+        if found.shape != self.shape:
+            raise ValueError(
+                f"an array of shape {self.shape} cannot become one of shape {found.shape} in place"
+            )
+        self._set(raw(found))
         return self
 
     return method

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 
 from pyloss.autograd.functions import products
+from pyloss.autograd.tape import recording
+from pyloss.autograd.tensor import Tensor
 from pyloss.mlx.core.arrays import array, call, promoted, result
 from pyloss.mlx.core.elementwise import add, multiply
 
@@ -54,4 +56,8 @@ def vecdot(a: Any, b: Any, /, *, axis: int = -1, stream: Any = None) -> array:
 
 def einsum(subscripts: str, *operands: Any, stream: Any = None) -> array:
     """The sum of products that the subscripts describe."""
-    return call(np.einsum, subscripts, *promoted(*operands))
+    values = promoted(*operands)
+    if not recording(*values):  # a letter may occur twice in one operand
+        arrays = [x.data if isinstance(x, Tensor) else x for x in values]
+        return result(np.asarray(np.einsum(subscripts, *arrays, optimize=True)))
+    return call(np.einsum, subscripts, *values)

@@ -57,6 +57,13 @@ def _bound(x: Any) -> Any:
     return x if isinstance(x, int | float) else np.asarray(constant(raw(x), "random"))
 
 
+def _fitting(x: Any, shape: tuple[int, ...], name: str) -> Any:
+    """x; ValueError if its shape does not broadcast to that of the drawn numbers."""
+    if np.broadcast_shapes(np.shape(x), shape) != shape:
+        raise ValueError(f"{name} has shape {np.shape(x)}, which does not broadcast to {shape}")
+    return x
+
+
 def _typed(values: Any, dtype: Any) -> array:
     return of(np.asarray(values).astype(dtype or float32))
 
@@ -72,6 +79,8 @@ def uniform(
     """Even in [low, high)."""
     low, high = _bound(low), _bound(high)
     drawn = _generator(key).random(shape_of(shape), np.float32)
+    for name, value in (("low", low), ("high", high)):
+        _fitting(value, drawn.shape, name)
     return _typed(low + (np.asarray(high) - low) * drawn, dtype)
 
 
@@ -85,8 +94,10 @@ def normal(
 ) -> array:
     """Normal with mean `loc` (0) and standard deviation `scale` (1)."""
     drawn = _generator(key).standard_normal(shape_of(shape), np.float32)
-    drawn = drawn if scale is None else drawn * _bound(scale)
-    return _typed(drawn if loc is None else drawn + _bound(loc), dtype)
+    drawn = drawn if scale is None else drawn * _fitting(_bound(scale), drawn.shape, "scale")
+    return _typed(
+        drawn if loc is None else drawn + _fitting(_bound(loc), drawn.shape, "loc"), dtype
+    )
 
 
 def truncated_normal(
@@ -136,7 +147,7 @@ def bernoulli(
     """True with probability p."""
     share = np.asarray(_bound(p))
     sizes = share.shape if shape is None else shape_of(shape)
-    return of(np.asarray(_generator(key).random(sizes) < share))
+    return of(np.asarray(_generator(key).random(sizes) < _fitting(share, sizes, "p")))
 
 
 def permutation(x: Any, axis: int = 0, key: Any = None, stream: Any = None) -> array:

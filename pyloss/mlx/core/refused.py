@@ -42,7 +42,6 @@ REFUSED: dict[str, dict[str, str]] = {
         "can_cast": "x.astype(dtype) casts",
         "isdtype": "mx.issubdtype compares types",
         "depends": "everything is computed at once here, so mx.eval suffices",
-        "cuda": "mx.default_device() is the processor, and pyloss.devices() lists OpenCL devices",
         "ArrayLike": "mx.array takes what numpy.asarray takes",
         "ArrayIterator": "iter(x) iterates over an array",
         "PrintOptions": "numpy.printoptions changes how arrays are printed",

@@ -16,6 +16,7 @@ from pyloss.mlx.core.arrays import (
     axes_of,
     call,
     cast,
+    fitting,
     of,
     placed,
     promoted,
@@ -316,15 +317,20 @@ class ArrayAt:
     """`a.at[index].add(v)`: `a` with elements changed; a place that occurs twice changes twice."""
 
     def __init__(self, source: Any, index: Any = None):
-        self._source, self._index = source, index
+        self._source, self._index, self._indexed = source, index, False
 
     def __getitem__(self, index: Any) -> ArrayAt:
-        return ArrayAt(self._source, tree_raw(index))
+        found = ArrayAt(self._source, tree_raw(index))
+        found._indexed = True
+        return found
 
     def _operands(self, value: Any) -> tuple[Any, Any]:
+        if not self._indexed:
+            raise ValueError("a.at needs an index: a.at[index].add(value)")
         x = recorded(raw(self._source))
         given = raw(value)
-        return x, cast(given if hasattr(given, "dtype") else np.asarray(given, x.dtype), x.dtype)
+        given = cast(given if hasattr(given, "dtype") else np.asarray(given, x.dtype), x.dtype)
+        return x, fitting(given, x, self._index)
 
     def add(self, value: Any) -> array:
         """a[index] + value."""

@@ -97,8 +97,6 @@ class Methods(nn.Module):
         return any(name == key for name, _ in module_items(self))
 
     def __getitem__(self, key: str) -> Any:
-        if key not in self:
-            raise KeyError(key)
         return _shown(self, key, vars(self)[key])
 
     def __setitem__(self, key: str, value: Any) -> None:

@@ -85,6 +85,12 @@ class GroupNorm(_Affine):
         self.num_groups, self.dims = num_groups, dims
         self.eps, self.pytorch_compatible = _positive("GroupNorm", eps), pytorch_compatible
 
+    def _extra_repr(self) -> str:
+        return (
+            f"{self.num_groups}, {self.dims}, eps={self.eps}, affine={'weight' in self}, "
+            f"pytorch_compatible={self.pytorch_compatible}"
+        )
+
     def __call__(self, x: Any) -> array:
         batch, *rest, dims = x.shape
         if self.pytorch_compatible:
@@ -107,6 +113,9 @@ class InstanceNorm(_Affine):
         if affine:
             self.weight, self.bias = ones((dims,)), zeros((dims,))
         self.dims, self.eps = dims, _positive("InstanceNorm", eps)
+
+    def _extra_repr(self) -> str:
+        return f"{self.dims}, eps={self.eps}, affine={'weight' in self}"
 
     def __call__(self, x: Any) -> array:
         if x.ndim < 3:
@@ -148,6 +157,12 @@ class BatchNorm(_Affine):
         super().unfreeze(*args, **kwargs)
         self._freeze_stats()
         return self
+
+    def _extra_repr(self) -> str:
+        return (
+            f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, "
+            f"affine={'weight' in self}, track_running_stats={self.track_running_stats}"
+        )
 
     def __call__(self, x: Any) -> array:
         if not 2 <= x.ndim <= 4:
@@ -207,7 +222,8 @@ class _ChannelDropout(_Dropping):
             return x
         shape = list(x.shape)
         shape[-1 - self._axes : -1] = [1] * self._axes
-        return bernoulli(1 - self._p, shape) * x * (1 / (1 - self._p))
+        kept = bernoulli(1 - self._p, shape)
+        return kept * x * array(1 / (1 - self._p), x.dtype)
 
 
 class Dropout2d(_ChannelDropout):

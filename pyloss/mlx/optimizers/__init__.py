@@ -1,10 +1,11 @@
 """mlx.optimizers over pyloss's kernels, with MLX's defaults: Adam without bias correction."""
 
 from pyloss.mlx.core.refused import refusing
+from pyloss.mlx.optimizers import schedulers
 from pyloss.mlx.optimizers.base import MultiOptimizer, Optimizer
 from pyloss.mlx.optimizers.fused import SGD, Adam, AdamW, Lion, Muon
 from pyloss.mlx.optimizers.others import AdaDelta, Adafactor, Adagrad, Adamax, RMSprop
-from pyloss.mlx.optimizers.schedules import (
+from pyloss.mlx.optimizers.schedulers import (
     clip_grad_norm,
     cosine_decay,
     exponential_decay,
@@ -33,5 +34,6 @@ __all__ = [
     "exponential_decay",
     "join_schedules",
     "linear_schedule",
+    "schedulers",
     "step_decay",
 ]

@@ -70,7 +70,7 @@ class Fused(Optimizer):
             super().update(model, gradients)  # a subclass has a formula of its own
             return
         self._advance(gradients)
-        trained = nn.Module.trainable_parameters(model)
+        trained = nn.Module.trainable_parameters(model) if isinstance(model, nn.Module) else {}
         grads, parameters, kept = [], [], []
         seen: set[int] = set()
         for path, gradient in tree_flatten(gradients):

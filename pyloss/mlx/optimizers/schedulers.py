@@ -8,7 +8,7 @@ from typing import Any
 
 from pyloss import optim
 from pyloss.mlx.core.arrays import array
-from pyloss.mlx.core.dtypes import float32
+from pyloss.mlx.core.dtypes import float32, is_float
 from pyloss.mlx.utils import tree_flatten, tree_map
 from pyloss.optim.schedules import Schedule
 
@@ -59,4 +59,8 @@ def clip_grad_norm(grads: Any, max_norm: float) -> tuple[Any, array]:
     flat = {str(i): g.data for i, (_, g) in enumerate(tree_flatten(grads))}
     norm = optim.grad_norm(flat)
     scale = optim.clip_scale(norm, max_norm)
-    return tree_map(lambda g: g if scale == 1 else (g * scale).astype(g.dtype), grads), array(norm)
+
+    def scaled(g: array) -> array:
+        return g if scale == 1 else (g * scale).astype(g.dtype if is_float(g.dtype) else float32)
+
+    return tree_map(scaled, grads), array(norm)
