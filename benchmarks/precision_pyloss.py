@@ -1,12 +1,13 @@
-"""The effect of a precision on training: MODEL STEPS SEEDS; prints JSON.
+"""The effect of a precision on training; prints JSON.
 
-Trains LoRA on the example data in each precision and from each seed, with everything else equal,
-and compares the gradients with the adapter that float32 trained. Without steps: the validation
-losses before training alone.
+Trains on the example data or on running text in each precision and from each seed, with everything
+else equal, and compares the gradients of the adapter that float32 trained. Without steps: the
+validation losses before training alone. A config.json trains a whole model from random weights.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from itertools import islice, pairwise
@@ -14,13 +15,22 @@ from pathlib import Path
 
 import numpy as np
 import step_work
+from layer_errors import layers_of, relative
 
 import pyloss
+from pyloss.models.config.model_config import ModelConfig
+from pyloss.models.synthetic import random_model
 from pyloss.runtime.precision import PRECISIONS, matmul_precision
+from pyloss.tuner.adapters.full import unfreeze_layers
 from pyloss.tuner.losses import default_loss
 
-DATA = Path(__file__).resolve().parents[1] / "examples" / "data"
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+sys.path.insert(0, str(EXAMPLES))
+
+from distill import chunks, running_text  # noqa: E402
+
 REPORTS = 5
+TEXT_LINES = {"train": 1600, "valid": 160}
 #: int8 is for what gets no gradients
 TRAINED = [name for name in PRECISIONS if name != "int8"]
 BATCHES = 8  # number of gradients compared
@@ -38,12 +48,29 @@ class Losses(pyloss.TrainingCallback):
         self.valid.append(float(val_info["val_loss"]))
 
 
-def trained(path: str, steps: int, precision: str, seed: int):
-    """The model after `steps` steps, its training data, and its losses."""
+def datasets(name: str, tokenizer) -> tuple:
+    """Training and validation data."""
+    if name == "requests":
+        return pyloss.load_dataset(EXAMPLES / "data", tokenizer, mask_prompt=True)[:2]
+    lines = running_text()
+    train, valid = TEXT_LINES.values()
+    return tuple(chunks(some, tokenizer) for some in (lines[:train], lines[train : train + valid]))
+
+
+def trained(options: argparse.Namespace, precision: str, seed: int):
+    """The model after the steps, its training data, and its losses."""
     pyloss.random.seed(seed)
-    model, tokenizer = pyloss.load(path)
-    train, valid, _ = pyloss.load_dataset(DATA, tokenizer, mask_prompt=True)
-    pyloss.linear_to_lora_layers(model, -1, {"rank": step_work.RANK, "scale": step_work.SCALE})
+    whole = options.model.endswith(".json")
+    model, tokenizer = pyloss.load(options.tokenizer if whole else options.model)
+    train, valid = datasets(options.data, tokenizer)
+    if whole:
+        model = random_model(ModelConfig.from_hf(Path(options.model)))
+    if whole:
+        unfreeze_layers(model, -1)
+    else:
+        config = {"rank": step_work.RANK, "scale": step_work.SCALE}
+        pyloss.tuner.utils.add_adapters(model, options.kind, -1, config)
+    steps = options.steps
     every = max(steps // REPORTS, 1)
     run = {"iters": steps, "val_batches": -1, "steps_per_report": every, "steps_per_eval": steps}
     arguments = pyloss.TrainingArgs(
@@ -55,33 +82,27 @@ def trained(path: str, steps: int, precision: str, seed: int):
         matmul_precision=precision,
     )
     losses = Losses()
-    pyloss.train(model, pyloss.optim.AdamW(5e-4), train, valid, arguments, training_callback=losses)
+    optimizer = pyloss.optim.AdamW(5e-4)
+    pyloss.train(model, optimizer, train, valid, arguments, training_callback=losses)
     return model, train, losses
 
 
-def gradient_errors(model, data) -> tuple[dict[str, float], float]:
-    """The relative difference of gradients: others to float32, and one batch to the next."""
+def compared(model, data) -> tuple[dict[str, list], list]:
+    """The gradients of some batches in each precision, as layers' vectors, and the batches."""
     step, found = pyloss.nn.value_and_grad(model, default_loss), {}
+    batches = list(
+        islice(pyloss.iterate_batches(data, 4, 2048, loop=True, seed=1), BATCHES),
+    )
     for precision in TRAINED:
         with matmul_precision(precision):
-            batches = islice(pyloss.iterate_batches(data, 4, 2048, loop=True, seed=1), BATCHES)
-            found[precision] = [
-                np.concatenate([g.ravel() for g in step(model, *batch)[1].values()])
-                for batch in batches
-            ]
-    exact = found.pop("float32")
-
-    def difference(pairs) -> float:
-        return float(np.mean([np.linalg.norm(b - a) / np.linalg.norm(a) for a, b in pairs]))
-
-    errors = {name: difference(zip(exact, f, strict=True)) for name, f in found.items()}
-    return errors, difference(pairwise(exact))
+            found[precision] = [layers_of(step(model, *batch)[1]) for batch in batches]
+    return found, batches
 
 
-def first_losses(path: str) -> dict[str, float]:
+def first_losses(options: argparse.Namespace) -> dict[str, float]:
     """The mean loss of a target of the validation data in each precision, without an adapter."""
-    model, tokenizer = pyloss.load(path)
-    _, valid, _ = pyloss.load_dataset(DATA, tokenizer, mask_prompt=True)
+    model, tokenizer = pyloss.load(options.model)
+    valid = datasets(options.data, tokenizer)[1]
     found = {}
     for precision in PRECISIONS:
         with matmul_precision(precision):
@@ -89,19 +110,42 @@ def first_losses(path: str) -> dict[str, float]:
     return found
 
 
-def main(path: str, steps: int, seeds: int = 1) -> None:
-    if not steps:
-        print(json.dumps(first_losses(path)))
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("model")
+    add("--steps", type=int, default=0)
+    add("--seeds", type=int, default=1, help="number of runs in each precision")
+    add("--kind", choices=("lora", "dora"), default="lora", help="kind of adapter")
+    add("--data", choices=("requests", "text"), default="requests")
+    add("--tokenizer", help="the model whose tokenizer a config.json is trained with")
+    add("--save", metavar="FOLDER", help="write float32's adapter, as PEFT's, and the batches")
+    options = parser.parse_args()
+    if not options.steps:
+        print(json.dumps(first_losses(options)))
         return
-    answer: dict = {"steps": steps, "train": {}, "valid": {}}
+    answer: dict = {"steps": options.steps, "train": {}, "valid": {}}
     for precision in reversed(TRAINED):  # float32 last: its adapter is compared
-        runs = [trained(path, steps, precision, seed) for seed in range(seeds)]
+        runs = [trained(options, precision, seed) for seed in range(options.seeds)]
         model, data, _ = runs[0]
         answer["train"][precision] = [losses.train for _, _, losses in runs]
         answer["valid"][precision] = [losses.valid for _, _, losses in runs]
-    answer["errors"], answer["between_batches"] = gradient_errors(model, data)
+        if precision != "float32":
+            del runs, model
+    found, batches = compared(model, data)
+    exact = found.pop("float32")
+    answer["errors"] = {name: relative(exact, other) for name, other in found.items()}
+    answer["between_batches"] = float(
+        np.mean([relative([a], [b]) for a, b in pairwise(exact)]),
+    )
+    if options.save:
+        pyloss.export(model, options.save, to="peft", overwrite=True)
+        arrays = {
+            f"{name}{i}": a for i, b in enumerate(batches) for name, a in zip("xy", b, strict=True)
+        }
+        np.savez(Path(options.save) / "batches.npz", **arrays)
     print(json.dumps(answer))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(int, sys.argv[2:]))
+    main()

@@ -13,7 +13,6 @@ import argparse
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import fmean
 from typing import NamedTuple
 
 from bases import MODEL, float_folder, nf4_folder, q4_file, q8_file
@@ -21,6 +20,7 @@ from chat import chat_file
 from common import WORK, compiled, free_gb, machine, run_json, table
 from limit_tables import limit_table, shape_table
 from picture import draw
+from precision_tables import precision_tables
 from shapes import SHAPES, shape_file
 
 from pyloss.runtime.precision import has_instructions
@@ -337,24 +337,7 @@ class Tables:
 
     def precision(self) -> list[str]:
         """The effect of each precision on the loss and on gradients."""
-        quick = self.quick
-        found = run_json("precision_pyloss.py", MODEL, *(("10", "1") if quick else ("100", "3")))
-        parts, steps = len(found["train"]["float32"][0]), found["steps"]
-        heads = [f"training loss, steps to {steps * (i + 1) // parts}" for i in range(parts)]
-        heads += ["validation loss before", "and after", "of each seed"]
-        rows = []
-        for name in reversed(found["train"]):  # float32 first
-            runs = zip(found["train"][name], found["valid"][name], strict=True)
-            means = [fmean(values) for values in zip(*(a + b for a, b in runs), strict=True)]
-            ends = ", ".join(f"{valid[-1]:.4f}" for valid in found["valid"][name])
-            rows.append((name, *(f"{mean:.4f}" for mean in means), ends))
-        errors = {f"{name} against float32": v for name, v in found["errors"].items()}
-        errors["a batch against the next"] = found["between_batches"]
-        lines = [(name, f"{v:.1%}") for name, v in errors.items()]
-        return [
-            table((f"LoRA, Q4_1, example data, {len(ends.split())} seeds", *heads), rows),
-            table(("difference of gradients", "relative to their norm"), lines),
-        ]
+        return precision_tables(self.quick)
 
     def limits(self) -> list[str]:
         """The time of each operation of a step, and its time at the machine's limits."""

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import bases
 import distributed
 import families
+import layer_errors
 import limit_tables
 import loss_rows
 import matmul
@@ -374,3 +375,20 @@ def test_qualities_are_means_over_the_tokens(tmp_path):
         loss -= q[range(len(window) - 1), window[1:]].sum()
     np.testing.assert_allclose(found["other"], (divergence / 10, np.exp(loss / 10)), rtol=1e-5)
     assert abs(found["original"][0]) < 1e-7 and found["original"][1] != found["other"][1]
+
+
+def test_errors_of_gradients_are_those_of_each_layer_over_all_batches():
+    names = ("model.layers.1.a", "base.model.layers.0.b", "layers.0.a", "embed_tokens")
+    rng = np.random.default_rng(0)
+    exact, found = ([{n: rng.standard_normal((2, 3)) for n in names} for _ in "ab"] for _ in "ab")
+    errors = layer_errors.relative(
+        *([layer_errors.layers_of(g) for g in s] for s in (exact, found))
+    )
+    for layer, error in enumerate(errors):
+        own = [n for n in names if f"layers.{layer}." in n]
+        away, size = (
+            sum(np.sum(f(a[n], b[n]) ** 2) for a, b in zip(exact, found, strict=True) for n in own)
+            for f in (np.subtract, lambda a, b: a)
+        )
+        assert error == pytest.approx(np.sqrt(away / size))
+    assert len(errors) == 2
