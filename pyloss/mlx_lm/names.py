@@ -18,9 +18,10 @@ VERSION = "0.32.2"
 
 #: the modules that are here, without the package's name
 MODULES = (
-    "", "convert", "evaluate", "fuse", "generate", "lora", "models.cache", "models.switch_layers",
-    "perplexity", "sample_utils", "tokenizer_utils", "tuner", "tuner.callbacks", "tuner.datasets",
-    "tuner.dora", "tuner.lora", "tuner.losses", "tuner.trainer", "tuner.utils", "utils",
+    "", "convert", "evaluate", "fuse", "generate", "lora", "models.base", "models.cache",
+    "models.llama", "models.qwen2", "models.qwen3", "models.switch_layers", "perplexity",
+    "sample_utils", "tokenizer_utils", "tuner", "tuner.callbacks", "tuner.datasets", "tuner.dora",
+    "tuner.lora", "tuner.losses", "tuner.trainer", "tuner.utils", "utils",
 )  # fmt: skip
 
 #: modules of mlx-lm that are missing, with the nearest thing
@@ -43,6 +44,7 @@ _CACHES = "keys and values of many sequences are in pyloss.models.batch_cache"
 _HUB = "`pyloss fuse --push owner/name` writes a card and uploads a model"
 _ONE_PROCESS = "pyloss trains in several processes by `mpirun -n 2 pyloss train`"
 _SERVER = "pyloss has no server: pyloss.generation.BatchGenerator answers many prompts at a time"
+_LAYERS = "pyloss.models.layers has the layers of all families"
 _STATES = "pyloss keeps such states inside: use make_prompt_cache and the model's call"
 
 #: names that are missing, with the nearest thing
@@ -60,6 +62,13 @@ REFUSED: dict[str, dict[str, str]] = {
         "make_stop_sequences": "pyloss.generation.SamplingParams(stop=...) ends answers at texts",
         "make_text_state_machine": _SERVER,
     },
+    "models.base": {
+        "BaseModelArgs": "pyloss.models.config has the configurations",
+        "create_ssm_mask": _STATES,
+        "gather_last_axis": "mx.take_along_axis gathers along an axis",
+        "quantized_scaled_dot_product_attention": "mx.fast.scaled_dot_product_attention",
+        "scaled_dot_product_attention": "mx.fast.scaled_dot_product_attention",
+    },
     "models.cache": {
         "ArraysCache": _STATES,
         "BatchKVCache": _CACHES,
@@ -73,6 +82,9 @@ REFUSED: dict[str, dict[str, str]] = {
         "TokenBuffer": "a list of token ids does the same",
         "dynamic_roll": "numpy.roll moves elements",
     },
+    "models.llama": dict.fromkeys(("Attention", "LlamaModel", "MLP", "TransformerBlock"), _LAYERS),
+    "models.qwen2": dict.fromkeys(("Attention", "MLP", "Qwen2Model", "TransformerBlock"), _LAYERS),
+    "models.qwen3": dict.fromkeys(("Attention", "MLP", "Qwen3Model", "TransformerBlock"), _LAYERS),
     "models.switch_layers": {
         "QuantizedSwitchLinear": "pyloss.nn.SwitchLinear holds quantized experts, too",
         "SwiGLU": "pyloss.ops has the activation of models",
@@ -95,7 +107,11 @@ REFUSED: dict[str, dict[str, str]] = {
     },
 }
 
-_ADAPTER = "the base is pyloss's layer; its argument is named `layer`, and it is frozen"
+_ADAPTER = "`from_base` calls its argument `layer`, and freezes it"
+_MODELS = {
+    "Model": "a function that makes pyloss's model",
+    "ModelArgs": "the keys of config.json, with its defaults",
+}
 _LOGS = "gradients go to both arguments; mlx-lm's Metal kernels give the teacher's none"
 _SAVED = "a model that is in the folder moves to `previous-N`"
 
@@ -123,6 +139,9 @@ DIFFERENT: dict[str, dict[str, str]] = {
         "KVCache": "the arrays are copies of pyloss's; quantized and batched ones are missing",
         "RotatingKVCache": "a prompt longer than `max_size` is read token by token",
     },
+    "models.llama": _MODELS,
+    "models.qwen2": _MODELS,
+    "models.qwen3": _MODELS,
     "models.switch_layers": {"SwitchLinear": "pyloss's layer, which may be quantized"},
     "perplexity": {"main": "prints the perplexity and its error alone"},
     "tokenizer_utils": {
@@ -171,6 +190,31 @@ DIFFERENT: dict[str, dict[str, str]] = {
 }
 
 
+#: names that modules of mlx-lm import from others, and scripts from there
+IMPORTED = {
+    "convert": {"quantize_model": "utils", "save": "utils", "upload_to_hub": "utils"},
+    "fuse": {"upload_to_hub": "utils"},
+    "generate": {
+        "QuantizedKVCache": "models.cache",
+        "TokenBuffer": "models.cache",
+        "can_trim_prompt_cache": "models.cache",
+        "does_model_support_input_embeddings": "utils",
+        "maybe_set_recommended_wired_limit": "utils",
+    },
+    "lora": {"save_config": "utils", "train": "tuner.trainer"},
+    "perplexity": {"get_total_parameters": "utils"},
+    "tuner.lora": {
+        "QuantizedSwitchLinear": "models.switch_layers",
+        "SwitchLinear": "models.switch_layers",
+    },
+    "tuner.losses": {"can_run_metal": "utils"},
+    "tuner.trainer": {"maybe_set_recommended_wired_limit": "utils"},
+    "tuner.utils": {
+        "QuantizedSwitchLinear": "models.switch_layers",
+        "SwitchLinear": "models.switch_layers",
+    },
+}
+
 #: methods that classes lack
 LACKING: dict[str, tuple[str, ...]] = {
     "models.cache.KVCache": ("merge", "to_quantized"),
@@ -200,6 +244,8 @@ def absent(module: str) -> Callable[[str], Any]:
         if reason is None:
             if path in MODULES:
                 return importlib.import_module(f"{module}.{name}")
+            if home := IMPORTED.get(inside, {}).get(name):
+                return getattr(importlib.import_module(f"pyloss.mlx_lm.{home}"), name)
             reason = "docs/coming_from_mlx.md lists what is here"
         text = f"{theirs}.{name} is not in pyloss: {reason}"
         asking = sys._getframe(1)

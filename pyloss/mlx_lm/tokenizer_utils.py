@@ -208,21 +208,35 @@ class TokenizerWrapper:
         """The ids of `think_end`."""
         return None if self._thoughts is None else (self.get_vocab()[self._thoughts[1]],)
 
+    @staticmethod
+    def _find(
+        tokens: Any, sequence: Any, start: Any = None, end: Any = None, reverse: bool = False
+    ) -> int:
+        """The first or last place of the ids `sequence` in `tokens[start:end]`; -1 for none."""
+        if sequence is None:
+            return -1
+        found = [
+            i
+            for i in range(max(start or 0, 0), (end or len(tokens)) - len(sequence) + 1)
+            if tuple(tokens[i : i + len(sequence)]) == tuple(sequence)
+        ]
+        return (found[-1] if reverse else found[0]) if found else -1
+
     def find_think_start(self, tokens: Any, start: Any = None, end: Any = None) -> int:
         """The first place of `think_start` in token ids; -1 if there is none."""
-        return _find(tokens, self.think_start_tokens, start, end)
+        return self._find(tokens, self.think_start_tokens, start, end)
 
     def rfind_think_start(self, tokens: Any, start: Any = None, end: Any = None) -> int:
         """The last place of `think_start` in token ids; -1 if there is none."""
-        return _find(tokens, self.think_start_tokens, start, end, last=True)
+        return self._find(tokens, self.think_start_tokens, start, end, reverse=True)
 
     def find_think_end(self, tokens: Any, start: Any = None, end: Any = None) -> int:
         """The first place of `think_end` in token ids; -1 if there is none."""
-        return _find(tokens, self.think_end_tokens, start, end)
+        return self._find(tokens, self.think_end_tokens, start, end)
 
     def rfind_think_end(self, tokens: Any, start: Any = None, end: Any = None) -> int:
         """The last place of `think_end` in token ids; -1 if there is none."""
-        return _find(tokens, self.think_end_tokens, start, end, last=True)
+        return self._find(tokens, self.think_end_tokens, start, end, reverse=True)
 
     @property
     def has_tool_calling(self) -> bool:
@@ -354,18 +368,6 @@ class TokenizerWrapper:
             super().__setattr__(attr, value)
         else:
             setattr(self._tokenizer, attr, value)
-
-
-def _find(tokens: Any, wanted: Any, start: Any, end: Any, last: bool = False) -> int:
-    """The first or last place of the ids `wanted` in `tokens[start:end]`; -1 if there is none."""
-    if wanted is None:
-        return -1
-    found = [
-        i
-        for i in range(max(start or 0, 0), (end or len(tokens)) - len(wanted) + 1)
-        if tuple(tokens[i : i + len(wanted)]) == tuple(wanted)
-    ]
-    return (found[-1] if last else found[0]) if found else -1
 
 
 def load(

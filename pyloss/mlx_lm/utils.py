@@ -14,6 +14,7 @@ from pyloss import loading
 from pyloss.io.console import out
 from pyloss.io.files import read_json, user_path, write_json
 from pyloss.mlx_lm.arrays import seen_as_mlx
+from pyloss.mlx_lm.command import flag_size
 from pyloss.mlx_lm.names import absent
 from pyloss.mlx_lm.tokenizer_utils import TokenizerWrapper, load as load_wrapper, wrapped
 from pyloss.models import conversion
@@ -46,6 +47,8 @@ __all__ = [
 __getattr__ = absent(__name__)
 
 MAX_FILE_SIZE_GB = 5
+
+_parse_size = flag_size  # mlx-lm's name, which scripts with flags of their own use
 
 #: transformers' form of numbers that JSON lacks
 _TAG = "__float__"

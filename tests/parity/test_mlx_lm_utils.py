@@ -357,3 +357,39 @@ def test_a_loaded_model_is_frozen(made):
 
 def test_filled_models_agree(made):
     compare(lambda side: logits(side, filled(side, adapted(side, made)[0], seed=9)), atol=1e-3)
+
+
+ARGS = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+}
+ARGS |= {"rms_norm_eps": 1e-5, "vocab_size": 260, "num_key_value_heads": 2}
+FAMILIES = {
+    "llama": {},
+    "qwen2": {},
+    "qwen3": {
+        "head_dim": 8,
+        "rope_theta": 1e4,
+        "max_position_embeddings": 64,
+        "tie_word_embeddings": False,
+    },
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_new_models(family):
+    """Names, shapes, and the logits of the same weights."""
+
+    def case(side):
+        module = side(f"models.{family}")
+        model = module.Model(module.ModelArgs(model_type=family, **ARGS, **FAMILIES[family]))
+        shapes = trained(side, model)
+        model.update(side.tree.tree_unflatten(
+            [(n, side.mx.array(np.random.default_rng(len(n)).normal(0.1, 0.2, s).astype(np.float32)))
+             for n, s in sorted(shapes.items())]
+        ))  # fmt: skip
+        return shapes, logits(side, model)
+
+    compare(case, atol=1e-4)

@@ -70,6 +70,9 @@ class Methods(nn.Module):
     A module is asked like MLX's, which are dicts: `"bias" in layer`, `layer["weight"]`.
     """
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, own_value(value) if type(value) is array else value)
+
     # As a dict
 
     @property
@@ -362,7 +365,8 @@ def _of_arrays(self: Any, *args: Any, **kwargs: Any) -> Any:
     return result(call(*tree_raw(args), **tree_raw(kwargs)))
 
 
-def _with_methods(cls: type) -> type:
+def class_with_methods(cls: type) -> type:
+    """The class of pyloss's modules of this class that have MLX's methods."""
     if issubclass(cls, Methods):
         return cls
     if cls not in _CLASSES:
@@ -387,7 +391,7 @@ def with_mlx_methods(model: M) -> M:
     of their own, unless they are MLX's.
     """
     for _, module in list(model._named_modules("", ())):
-        cls = _with_methods(type(module))
+        cls = class_with_methods(type(module))
         if cls is not type(module):
             object.__setattr__(module, "__class__", cls)
     model._changed("")

@@ -13,6 +13,7 @@ import numpy as np
 
 from pyloss.io.files import write_safetensors
 from pyloss.mlx_lm.arrays import array, mx
+from pyloss.mlx_lm.models.base import create_causal_mask
 from pyloss.mlx_lm.names import absent
 from pyloss.models.cache import KVCache as OwnCache
 
@@ -424,8 +425,4 @@ def create_attention_mask(N: int, offset: int, return_array: bool, window_size: 
         return None
     if window_size is None and not return_array:
         return "causal"
-    keys, queries = np.arange(offset + N), np.arange(offset, offset + N)[:, None]
-    mask = queries >= keys
-    if window_size is not None:
-        mask &= queries < keys + window_size
-    return array(mask)
+    return create_causal_mask(N, offset, window_size)

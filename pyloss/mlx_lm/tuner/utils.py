@@ -39,8 +39,11 @@ __getattr__ = absent(__name__)
 def build_schedule(schedule_config: Mapping[str, Any]) -> Any:
     """The schedule of `{name, arguments, warmup, warmup_init}`; see `pyloss.optim.build_schedule`.
 
-    Raises ValueError for an unknown schedule or key.
+    Raises KeyError without name or arguments, ValueError for an unknown schedule or key.
     """
+    for key in ("name", "arguments"):
+        if key not in schedule_config:
+            raise KeyError(f"lr_schedule lacks {key!r}; it has {sorted(schedule_config)}")
     return schedule_of(schedule_config)
 
 
