@@ -87,6 +87,13 @@ from pyloss.mlx.nn.positions import (
     RoPE,
     SinusoidalPositionalEncoding,
 )
+from pyloss.mlx.nn.transformer import (
+    Transformer,
+    TransformerDecoder,
+    TransformerDecoderLayer,
+    TransformerEncoder,
+    TransformerEncoderLayer,
+)
 from pyloss.mlx.nn.utils import average_gradients, value_and_grad
 
 __getattr__ = refusing("nn")
@@ -138,6 +145,11 @@ __all__ = [
     "Softsign",
     "Step",
     "Tanh",
+    "Transformer",
+    "TransformerDecoder",
+    "TransformerDecoderLayer",
+    "TransformerEncoder",
+    "TransformerEncoderLayer",
     "average_gradients",
     "celu",
     "elu",
