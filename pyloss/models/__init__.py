@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from pyloss.models.config.model_config import ModelConfig
 from pyloss.models.conversion import dequantize_model, quantize_model
 from pyloss.models.reading import load_model, resolve_model
+from pyloss.models.resizing import add_tokens, untie_head
 from pyloss.models.transformer import Model
 
 if TYPE_CHECKING:
@@ -13,11 +14,13 @@ if TYPE_CHECKING:
 __all__ = [
     "Model",
     "ModelConfig",
+    "add_tokens",
     "dequantize_model",
     "load",
     "load_model",
     "quantize_model",
     "resolve_model",
+    "untie_head",
 ]
 
 

@@ -51,6 +51,8 @@ class Model(Module):
             (`tuner.adapters.base.Base`).
         kept_of_adapter: the share of the adapters that fusing into quantized weights kept, if it
             is small.
+        own_tables: whether the embedding or the head is another than in the model's files, so that
+            adapters carry them.
     """
 
     def __init__(self, config: ModelConfig, decoder: Decoder, lm_head: Linear | None):
@@ -62,6 +64,7 @@ class Model(Module):
         self.adapter_config: dict[str, Any] | None = None
         self.trained_from: Any = None
         self.kept_of_adapter: float | None = None
+        self.own_tables = False
         self._rope = [RopeTable(config), RopeTable(config, local=True)]
         if config.query_growth is not None:
             self._rope.append(RopeTable(config, queries=True))

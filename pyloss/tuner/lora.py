@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pyloss import ops
 from pyloss.autograd.tape import data
 from pyloss.nn import Embedding, Linear, Module, Projecting
+from pyloss.tuner.adapters.layout import BIAS
 from pyloss.tuner.adapters.low_rank import LowRankAdapter
+
+if TYPE_CHECKING:
+    from pyloss.tuner.adapters.layout import StoredLayer
 
 
 class DenseAdapter(LowRankAdapter):
@@ -36,10 +41,14 @@ class DenseAdapter(LowRankAdapter):
 
 
 class LinearAdapter(Projecting, DenseAdapter):
-    """Over a float or quantized `Linear`: lora_a [in, r], lora_b [r, out]."""
+    """Over a float or quantized `Linear`: lora_a [in, r], lora_b [r, out].
+
+    With `train_bias` the base's bias is trained, too, as a copy.
+    """
 
     base_name, base_type = "linear", Linear
     linear: Linear
+    _below: Linear | None = None
 
     def __init__(
         self,
@@ -57,6 +66,36 @@ class LinearAdapter(Projecting, DenseAdapter):
     def shapes(cls, layer: Linear, r: int) -> dict[str, tuple[int, ...]]:
         output_dims, input_dims = layer.shape
         return {"lora_a": (input_dims, r), "lora_b": (r, output_dims)}
+
+    @classmethod
+    def from_stored(cls, layer: Module, stored: StoredLayer) -> Any:
+        arrays = {name: array for name, array in stored.arrays.items() if name != BIAS}
+        adapter = super().from_stored(layer, replace(stored, arrays=arrays))
+        if (bias := stored.arrays.get(BIAS)) is not None:
+            own = adapter.linear.bias
+            if own is None or own.shape != bias.shape:
+                has = "no bias" if own is None else f"a bias of shape {own.shape}"
+                raise ValueError(f"{BIAS} {bias.shape}, and the layer has {has}")
+            adapter.train_bias()
+            trained: Any = adapter.linear.bias
+            trained[...] = bias
+        return adapter
+
+    def train_bias(self) -> None:
+        """Trains a copy of the base's bias. Raises ValueError for a base without one."""
+        below = self.linear
+        if below.bias is None:
+            raise ValueError("the layer has no bias")
+        self._below = below
+        self.linear = Linear.from_weight(below.weight, below.bias.copy())
+        self.linear.freeze().unfreeze(keys=("bias",)).train(self.training)
+
+    def original(self) -> Linear:
+        return self.linear if self._below is None else self._below
+
+    def parameter_names(self) -> tuple[str, ...]:
+        own = super().parameter_names()
+        return own if self._below is None else (*own, BIAS)
 
     def projection(self) -> ops.Projection:
         p, seed = self._dropout()

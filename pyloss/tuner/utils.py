@@ -9,9 +9,11 @@ from typing import Any
 from pyloss.io.console import out
 from pyloss.io.files import read_json
 from pyloss.models.fusing import fuse_modules as fuse_adapters
+from pyloss.models.resizing import tie_head, untie_head
 from pyloss.nn import Module, count_parameters
 from pyloss.optim import build_schedule
 from pyloss.tuner.adapters.adapter import adapter_modules
+from pyloss.tuner.adapters.companions import whole_modules
 from pyloss.tuner.adapters.folder import put_adapter, read_adapter
 from pyloss.tuner.adapters.full import is_full, load_full, unfreeze_layers
 from pyloss.tuner.adapters.layout import CONFIG_FILE, MLX_FILE, adapter_place
@@ -43,6 +45,19 @@ def add_adapters(model: Any, kind: str, num_layers: int, config: Mapping[str, An
     adapter already, and for parameters that are not allowed. The model is then unchanged.
     """
     parameters = parameters_of(kind).read(config)
+    whole = set(whole_modules(model, getattr(parameters, "modules_to_save", ())))
+    untied = not getattr(parameters, "ensure_weight_tying", True) and model.lm_head is None
+    if untied:
+        untie_head(model)
+    try:
+        _add(model, kind, num_layers, parameters, whole)
+    except BaseException:
+        if untied:
+            tie_head(model)
+        raise
+
+
+def _add(model: Any, kind: str, num_layers: int, parameters: Any, whole: set[str]) -> None:
     adapters = adapter_modules(model)
     bases = {f"{name}.{adapter.base_name}" for name, adapter in adapters.items()}
     candidates = {
@@ -50,6 +65,8 @@ def add_adapters(model: Any, kind: str, num_layers: int, config: Mapping[str, An
         for name, module in model.named_modules()
         if name not in bases and (takes_adapter(module, kind) or name in adapters)
     }
+    if parameters.keys is None:  # as in PEFT
+        candidates = {name: each for name, each in candidates.items() if name not in whole}
     what = f"layer that takes a {kind} adapter"
     found = select(model, candidates, num_layers, parameters.keys, what)
     if twice := next((name for name in found if name in adapters), None):
@@ -60,6 +77,7 @@ def add_adapters(model: Any, kind: str, num_layers: int, config: Mapping[str, An
         for name, module in found.items()
     }
     parameters.initialize(layers)
+    layers |= parameters.companions(model, layers)
     model.freeze()
     for name, layer in layers.items():
         layer.train(model.training)
@@ -97,7 +115,7 @@ def load_adapters(model: Any, adapter_path: str | os.PathLike[str]) -> Any:
 def remove_lora_layers(model: Module) -> Module:
     """Replace each adapter with its base layer; return the model."""
     for name, layer in adapter_modules(model).items():
-        model.set_module(name, layer.base)
+        model.set_module(name, layer.original())
     return model
 
 

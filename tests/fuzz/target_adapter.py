@@ -20,6 +20,8 @@ SOURCES = (
     "tuner/adapters/lora_parameters",
     "tuner/adapters/full",
     "tuner/adapters/selection",
+    "tuner/adapters/companions",
+    "tuner/adapters/tables",
 )
 WORDS = [
     *words_of(*SOURCES),
@@ -29,7 +31,10 @@ WORDS = [
     "(",
     ".*",
 ]
+#: What is trained beside the adapters of some cases.
+BESIDE = {"modules_to_save": ["norm"], "trainable_token_indices": [3, 5], "bias": "lora_only"}
 _MODELS = {}  # per family: the model and its modules without adapters
+_CONFIGS = {}
 CASES = []
 
 
@@ -42,6 +47,7 @@ def prepare():
     for family in ("llama", "mixtral"):
         model = tiny_files.model(family)
         _MODELS[family] = model, {name: module for name, module in model.named_modules() if name}
+        _CONFIGS[family] = model.config
     for family, dora, layout in (
         ("llama", 0, "mlx"),
         ("llama", 1, "mlx"),
@@ -50,6 +56,8 @@ def prepare():
         ("mixtral", 0, "mlx"),
         ("mixtral", 0, "peft"),
         ("llama", 2, "mlx"),
+        ("llama", 3, "mlx"),
+        ("llama", 3, "peft"),
     ):
         model = tiny_files.model(family)
         pyloss.random.seed(1)
@@ -57,7 +65,10 @@ def prepare():
             unfreeze_layers(model, 1, ["self_attn.q_proj"])
         else:
             linear_to_lora_layers(
-                model, -1, {"rank": 2, "scale": 2.0, "dropout": 0.1}, use_dora=dora == 1
+                model,
+                -1,
+                {"rank": 2, "scale": 2.0, "dropout": 0.1, **(BESIDE if dora == 3 else {})},
+                use_dora=dora == 1,
             )
         with tempfile.TemporaryDirectory() as place:
             save_adapter(model, place, layout)
@@ -93,7 +104,11 @@ def _model(family, full):
     model, modules = _MODELS[family]
     for name, module in modules.items():
         model.set_module(name, module)
-    model.adapter_config = None
+    model.adapter_config, model.lm_head, model.config = (
+        None,
+        modules.get("lm_head"),
+        _CONFIGS[family],
+    )
     return model
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from pyloss.autograd.tape import data
 from pyloss.models.fusing import LEAST_KEPT, loss_warning
+from pyloss.models.resizing import tables
 from pyloss.nn import Module
 from pyloss.runtime.device import DeviceArray, to_device
 from pyloss.tuner.adapters.merging import Fused, dense, merge, with_weight
@@ -68,6 +69,10 @@ class AdapterParameters:
 
     def initialize(self, adapters: Mapping[str, Any]) -> None:
         """Sets initial values that depend on the base or on another model."""
+
+    def companions(self, model: Any, layers: Mapping[str, Any]) -> dict[str, Any]:
+        """What is trained beside the adapters `layers`, by name; it may change these."""
+        return {}
 
     def stored(self) -> dict[str, Any]:
         """`lora_parameters` as adapter_config.json has them."""
@@ -144,6 +149,10 @@ class Adapter(Module):
     def base(self) -> Any:
         """The layer below."""
         return getattr(self, self.base_name)
+
+    def original(self) -> Any:
+        """The layer that the adapter was put over."""
+        return self.base
 
     @property
     def shape(self) -> Any:
@@ -272,4 +281,20 @@ def storable_arrays(model: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, n
         own = {part: arrays[full] for part, full in full_names.items() if full in arrays}
         stored = adapter.storable_arrays(own, parameters)
         found |= {full_names[part]: array for part, array in stored.items()}
+    return found | own_tables(model)
+
+
+def own_tables(model: Any) -> dict[str, np.ndarray]:
+    """The tables that are not those of the base's files, by their names, in float32.
+
+    They are the embedding and the head, see `models.resizing`; adapters carry them.
+    """
+    if not getattr(model, "own_tables", False):
+        return {}
+    found = {}
+    for name, layer in tables(model).items():
+        if not isinstance(layer, Adapter):
+            found[f"{name}.weight"] = dense(to_device(layer.weight, "cpu"))
+        elif layer.kind != "whole":  # whose weight is a trained one
+            found[f"{name}.{layer.base_name}.weight"] = dense(to_device(layer.base.weight, "cpu"))
     return found

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
-
-import numpy as np
 
 from pyloss.io.files import check_target, read_json, user_path, write_json, write_safetensors
 from pyloss.io.outputs import folder_for, output
@@ -17,7 +16,7 @@ from pyloss.models.files.names import (
     mlx_names,
 )
 from pyloss.nn import Module
-from pyloss.tuner.adapters.adapter import Adapter, storable_adapters
+from pyloss.tuner.adapters.adapter import Adapter, own_tables, storable_adapters
 from pyloss.tuner.adapters.base import base_of, not_for, warn_of_other_base
 from pyloss.tuner.adapters.full import is_full
 from pyloss.tuner.adapters.layout import (
@@ -29,10 +28,10 @@ from pyloss.tuner.adapters.layout import (
     StoredLayer,
     adapter_place,
 )
-from pyloss.tuner.adapters.merging import dense
 from pyloss.tuner.adapters.mlx import read_mlx, write_mlx
 from pyloss.tuner.adapters.peft import read_peft, write_peft
 from pyloss.tuner.adapters.registry import adapter_class, takes_adapter
+from pyloss.tuner.adapters.tables import Tables
 from pyloss.tuner.data.system_prompt import system_prompt_of
 from pyloss.tuner.run.run_folder import read_adapter_config, run_files, with_own_keys
 
@@ -64,47 +63,48 @@ def put_adapter(model: Any, adapter: StoredAdapter) -> None:
 
     Raises ValueError listing every name and shape that does not fit, with the model left as it was.
     """
+    before = Tables(model)
     modules = dict(model.named_modules())
-    problems: list[str] = []
-    layers: dict[str, Adapter] = {}
-    for said, stored in adapter.layers.items():
-        name = said if said in modules else language_model_name(said)
-        # transformers names Mixtral's blocks like others'; Mixtral's files and pyloss do not.
-        if (
-            name not in modules
-            and (other := name.replace(".mlp.", ".block_sparse_moe.")) in modules
-        ):
-            name = other
-        if name not in modules:
-            for own, theirs in MLX_MLP.items():
-                other = name.replace(f".feed_forward.{theirs}", f".feed_forward.{own}")
-                name = other if other in modules else name
-        if name not in modules:
-            name = name.replace(MLX_EXPERTS, OWN_EXPERTS)
-        if f"{name}.layer" in modules:  # Granite's router, a parameter in transformers
-            name += ".layer"
-        layer = _over(modules.get(name), adapter.kind, stored)
-        if isinstance(layer, str):
-            problems.append(f"{name}: {layer}")
-        elif said in adapter.untied and getattr(model, "lm_head", None) is None:
-            problems.append(
-                f"{name}: PEFT adapts the embedding and not the head (ensure_weight_tying), "
-                "and here they are one"
-            )
-        else:
-            layers[name] = layer
-    for name, weight in adapter.bases.items():
-        if reason := _other_base(modules.get(language_model_name(name)), weight):
-            problems.append(f"{name}: {reason}")
-    if problems:
-        raise ValueError(not_for(model, adapter.base, adapter.path, problems))
-    if not layers:
-        raise ValueError(f"the adapter in {adapter.path} has no matrices")
+    stored = {_own_name(name, modules): layer for name, layer in adapter.layers.items()}
+    tables = {_own_name(name, modules): table for name, table in adapter.tables.items()}
+    try:
+        problems = before.change(adapter.tied, stored, tables)
+        modules = dict(model.named_modules())
+        layers: dict[str, Adapter] = {}
+        for name, each in stored.items():
+            layer = _over(modules.get(name), each.kind or adapter.kind, each)
+            if isinstance(layer, str):
+                problems.append(f"{name}: {layer}")
+            else:
+                layers[name] = layer
+        if problems:
+            raise ValueError(not_for(model, adapter.base, adapter.path, problems))
+        if not layers:
+            raise ValueError(f"the adapter in {adapter.path} has no matrices")
+    except BaseException:
+        before.restore()
+        raise
     warn_of_other_base(model, adapter.base, adapter.path)
     for name, layer in layers.items():
         layer.train(model.training)
         model.set_module(name, layer)
     model.adapter_config, model.trained_from = adapter.config, None
+
+
+def _own_name(said: str, modules: Mapping[str, Any]) -> str:
+    """The name that a layer of an adapter's file has in the model."""
+    name = said if said in modules else language_model_name(said)
+    # transformers names Mixtral's blocks like others'; Mixtral's files and pyloss do not.
+    if name not in modules and (other := name.replace(".mlp.", ".block_sparse_moe.")) in modules:
+        name = other
+    if name not in modules:
+        for own, theirs in MLX_MLP.items():
+            other = name.replace(f".feed_forward.{theirs}", f".feed_forward.{own}")
+            name = other if other in modules else name
+    if name not in modules:
+        name = name.replace(MLX_EXPERTS, OWN_EXPERTS)
+    # Granite's router, a parameter in transformers
+    return f"{name}.layer" if f"{name}.layer" in modules else name
 
 
 def _over(base: Any, kind: str, stored: StoredLayer) -> Adapter | str:
@@ -119,21 +119,6 @@ def _over(base: Any, kind: str, stored: StoredLayer) -> Adapter | str:
         return adapter_class(base, kind).from_stored(base, stored)
     except ValueError as error:
         return str(error)
-
-
-def _other_base(module: Any, weight: np.ndarray) -> str | None:
-    """The reason why a base weight in an adapter's files is not `module`'s; None if it is.
-
-    The quantized form of a weight counts as the same weight.
-    """
-    own = getattr(module, "weight", None)
-    if own is None or weight.shape != own.shape:
-        found = "no such layer" if own is None else own.shape
-        return f"the adapter was made over a weight of shape {weight.shape}; the model has {found}"
-    own = dense(own)
-    if np.linalg.norm(weight - own) > 0.25 * np.linalg.norm(own):
-        return "the adapter was made over another weight than the model's"
-    return None
 
 
 def _for_mlx(model: Any, layers: dict[str, Adapter], config: Any) -> tuple[dict[str, Adapter], Any]:
@@ -191,6 +176,7 @@ def save_adapter(
     old = read_adapter_config(place)
     base = base_of(model)
     metadata = None if base is None else base.metadata()
+    carried = own_tables(model)
     with (
         folder_for(place, "adapter folder"),
         output(place, [*run_files(place), CONFIG_FILE], overwrite),
@@ -201,7 +187,7 @@ def save_adapter(
         elif format == "mlx":
             if one_rank:
                 layers, config = _for_mlx(model, layers, config)
-            write_mlx(place, layers, config, one_rank, old, metadata)
+            write_mlx(place, layers, config, one_rank, old, metadata, carried)
         else:
             blocks = {
                 name
@@ -216,4 +202,5 @@ def save_adapter(
                 blocks,
                 system_prompt_of(config),
                 metadata,
+                carried,
             )

@@ -19,6 +19,7 @@ from pyloss.models.files.parts import gguf_parts
 from pyloss.nn import Embedding
 from pyloss.runtime.device import to_device
 from pyloss.tuner.adapters.adapter import storable_adapters
+from pyloss.tuner.adapters.layout import BIAS
 from pyloss.tuner.adapters.low_rank import LowRankAdapter
 from pyloss.tuner.data.system_prompt import system_prompt_of
 
@@ -46,11 +47,17 @@ def write_lora_gguf(model: Model, path: str | os.PathLike[str], name: str | None
             raise ValueError(
                 f"{module}: llama.cpp has no {adapter.kind} adapters; write the fused model instead"
             )
+        if BIAS in adapter.parameter_names():
+            raise ValueError(f"{module}: llama.cpp has no trained biases; write the fused model")
         if isinstance(adapter.base, Embedding) and model.lm_head is None:
             raise ValueError(
                 f"{module}: llama.cpp takes no adapter over a head that is the embedding; "
                 "write the fused model"
             )
+    if model.own_tables:
+        raise ValueError(
+            "llama.cpp's adapters have no tables of new tokens; write the fused model instead"
+        )
     # One alpha for all layers: llama.cpp multiplies by alpha / rank, and reads 0 as "no alpha".
     alpha = next((a.scale * a.rank for a in adapters.values() if a.scale), 1.0)
     tensors = []

@@ -18,7 +18,7 @@ from pyloss.io.safetensors import read_safetensors
 from pyloss.io.torch_file import read_state_dict
 from pyloss.models.config.values import Values, real
 from pyloss.tuner.adapters.base import Base, read_base
-from pyloss.tuner.adapters.registry import parts_of
+from pyloss.tuner.adapters.registry import COMPANIONS, parts_of
 
 CONFIG_FILE = "adapter_config.json"
 MLX_FILE = "adapters.safetensors"
@@ -34,10 +34,12 @@ class StoredLayer:
     Attributes:
         arrays: the parameters, float32, under the names and in the shapes of the `Adapter`.
         options: the kind's options of `Adapter.from_base` that the arrays do not show.
+        kind: one of `registry.COMPANIONS`; None: the adapter's.
     """
 
     arrays: dict[str, np.ndarray]
     options: dict[str, Any] = field(default_factory=dict)
+    kind: str | None = None
 
 
 @dataclass
@@ -49,8 +51,8 @@ class StoredAdapter:
         kind: a key of `registry.KINDS`.
         layers: its layers by module name.
         config: its configuration in mlx-lm's form.
-        bases: copies of base weights, which PEFT adds for an adapted head.
-        untied: embeddings whose adapter does not apply to a tied head.
+        tables: weights of the embedding and the head that the adapter was made over.
+        tied: whether an adapter over an embedding also applies to a tied head.
         base: the base that it was made for; None: its file does not say it.
     """
 
@@ -58,9 +60,20 @@ class StoredAdapter:
     kind: str
     layers: dict[str, StoredLayer]
     config: dict[str, Any]
-    bases: dict[str, np.ndarray] = field(default_factory=dict)
-    untied: set[str] = field(default_factory=set)
+    tables: dict[str, np.ndarray] = field(default_factory=dict)
+    tied: bool = True
     base: Base | None = None
+
+
+#: The trained bias of the layer below an adapter.
+BIAS = "linear.bias"
+#: The names of the layer below an adapter, in the names of tables that adapters carry.
+BASES = ("base_layer", "embedding", "linear")
+
+
+def is_table(name: str) -> bool:
+    """Whether a module's name is that of an embedding of tokens or of the head."""
+    return name.split(".")[-1] in ("embed_tokens", "lm_head")
 
 
 def adapter_place(path: PathLike) -> tuple[Path, str | None]:
@@ -148,11 +161,11 @@ def _words(dimensions: Iterable[int]) -> str:
 
 
 def one_kind(layout: str, layers: Mapping[str, Any]) -> str:
-    """The one kind of the adapters. Raises ValueError for several."""
-    kinds = sorted({adapter.kind for adapter in layers.values()})
+    """The one kind of the adapters, beside `COMPANIONS`. Raises ValueError for several."""
+    kinds = sorted({adapter.kind for adapter in layers.values()} - COMPANIONS.keys())
     if len(kinds) > 1:
         raise ValueError(f"{layout} takes adapters of one kind; these are {' and '.join(kinds)}")
-    return str(kinds[0])
+    return str(kinds[0]) if kinds else "lora"
 
 
 def low_rank_kind(layout: str, layers: Mapping[str, Any]) -> str:

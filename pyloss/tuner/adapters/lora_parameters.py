@@ -15,6 +15,15 @@ from pyloss.errors import nearest
 from pyloss.models.reading import load_model
 from pyloss.nn import Module
 from pyloss.tuner.adapters.adapter import AdapterParameters
+from pyloss.tuner.adapters.companions import (
+    BIASES,
+    TokenIndices,
+    companions,
+    main_adapters,
+    read_indices,
+    read_modules,
+    settings_of,
+)
 from pyloss.tuner.adapters.initial import loftq, pissa
 from pyloss.tuner.adapters.layout import number
 from pyloss.tuner.adapters.selection import inner_name, select
@@ -32,6 +41,10 @@ KEYS = (
     "rank_pattern",
     "init",
     "loftq_model",
+    "modules_to_save",
+    "trainable_token_indices",
+    "bias",
+    "ensure_weight_tying",
 )
 INITS = ("default", "pissa", "loftq")
 
@@ -59,6 +72,11 @@ class LoraParameters(AdapterParameters):
         loftq_model: the float model, for init "loftq".
         alpha: PEFT's lora_alpha, if the config gives it: each rank then has its own scale.
         rslora: divide alpha by the square root of the rank.
+        modules_to_save: the names of modules that are trained as a whole.
+        trainable_token_indices: the rows of tables that are trained.
+        bias: one of `companions.BIASES`.
+        ensure_weight_tying: whether a head that is the embedding stays it. False: an adapter over
+            one of the two changes that one alone, as in PEFT.
     """
 
     rank: int
@@ -69,6 +87,10 @@ class LoraParameters(AdapterParameters):
     loftq_model: str | None = None
     alpha: float | None = None
     rslora: bool = False
+    modules_to_save: tuple[str, ...] = ()
+    trainable_token_indices: TokenIndices = field(default_factory=dict)
+    bias: str = "none"
+    ensure_weight_tying: bool = True
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> LoraParameters:
@@ -76,12 +98,17 @@ class LoraParameters(AdapterParameters):
 
     @classmethod
     def of(cls, adapters: Mapping[str, Any]) -> LoraParameters:
-        first = next(iter(adapters.values()))
+        main = main_adapters(adapters)
+        first = next(iter(main.values()), None)
+        more = settings_of(adapters)
+        if "trainable_token_indices" in more:
+            more["trainable_token_indices"] = read_indices(more["trainable_token_indices"])
         return cls(
-            rank=max(adapter.rank for adapter in adapters.values()),
-            scale=first.scale,
-            dropout=first.dropout,
-            keys=tuple(sorted(adapters)),
+            rank=max((adapter.rank for adapter in main.values()), default=1),
+            scale=1.0 if first is None else first.scale,
+            dropout=0.0 if first is None else first.dropout,
+            keys=tuple(sorted(main)),
+            **more,
         )
 
     @classmethod
@@ -134,7 +161,20 @@ class LoraParameters(AdapterParameters):
             }
         if self.init != "default":
             found["init"] = self.init
+        if self.modules_to_save:
+            found["modules_to_save"] = list(self.modules_to_save)
+        if self.trainable_token_indices:
+            found["trainable_token_indices"] = {
+                name: list(indices) for name, indices in self.trainable_token_indices.items()
+            }
+        if self.bias != "none":
+            found["bias"] = self.bias
+        if not self.ensure_weight_tying:
+            found["ensure_weight_tying"] = False
         return found
+
+    def companions(self, model: Any, layers: Mapping[str, Any]) -> dict[str, Any]:
+        return companions(model, self, layers)
 
 
 def read_lora_parameters(config: Mapping[str, Any]) -> LoraParameters:
@@ -148,7 +188,13 @@ def read_lora_parameters(config: Mapping[str, Any]) -> LoraParameters:
     - `dropout` (default 0) and `keys`, the names of layers (default: all);
     - `rank_pattern`: ranks of some layers by name; with alpha each rank has its own scale;
     - `init`: "default" (A uniform, B zero), "pissa" or "loftq" (see `initial.py`), which needs
-      `loftq_model`, the float model.
+      `loftq_model`, the float model;
+    - `modules_to_save`: names of modules, or ends of names, that are trained as a whole beside the
+      adapters; `bias`: "none", "lora_only" (biases of layers with an adapter) or "all";
+      `trainable_token_indices`: token ids whose rows of the embedding are trained, or such lists by
+      the name of their table; as in PEFT;
+    - `ensure_weight_tying` (default true): a head that is the embedding stays it. False, as is
+      PEFT's default: an adapter over one of the two changes that one alone.
 
     Raises ValueError for keys that are unknown, missing or contradict each other and for numbers
     out of range, TypeError for values of another type. The adapters check the ranks, since the
@@ -207,7 +253,13 @@ def read_lora_parameters(config: Mapping[str, Any]) -> LoraParameters:
     alpha, rslora = given.get("alpha"), bool(given.get("rslora"))
     scale = given["scale"] if alpha is None else _scale(alpha, rank, rslora)
     dropout = real(given.get("dropout", 0.0), "dropout", 0, below=1)
+    if given.get("bias", "none") not in BIASES:
+        raise ValueError(f"bias is {shown(given['bias'])}; it must be one of {', '.join(BIASES)}")
     return LoraParameters(
+        modules_to_save=read_modules(given.get("modules_to_save", ())),
+        trainable_token_indices=read_indices(given.get("trainable_token_indices", ())),
+        bias=given.get("bias", "none"),
+        ensure_weight_tying=bool(given.get("ensure_weight_tying", True)),
         keys=tuple(keys) if "keys" in given else None,
         rank=rank,
         scale=scale,

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 L = TypeVar("L", bound="LowRankAdapter")
 
+#: Ranks may be larger than a layer, as in PEFT; far larger ones are mistakes that only take memory.
+MOST_RANK = 1 << 16
+
 
 class LowRankAdapter(Adapter):
     """An adapter whose change is `scale` times the product of `lora_a` and `lora_b`.
@@ -57,8 +60,8 @@ class LowRankAdapter(Adapter):
     ) -> L:
         """The adapter over an existing layer, which is shared and frozen, not copied.
 
-        Raises TypeError for a layer of another type, ValueError for a rank below 1 or above both
-        dimensions, a dropout outside [0, 1) or a scale that is not finite.
+        Raises TypeError for a layer of another type, ValueError for a rank below 1 or above
+        MOST_RANK, a dropout outside [0, 1) or a scale that is not finite.
         """
         return super().from_base(layer, r=r, dropout=dropout, scale=scale)
 
@@ -81,11 +84,8 @@ class LowRankAdapter(Adapter):
         self, layer: Module, r: int, dropout: float, scale: float
     ) -> None:
         self._check_base(layer)
-        largest = max(layer.shape[-2:])  # type: ignore[attr-defined]
-        if isinstance(r, bool) or not isinstance(r, int | np.integer) or not 1 <= r <= largest:
-            raise ValueError(
-                f"rank must be an integer from 1 to {largest}, the larger dimension, not {shown(r)}"
-            )
+        if isinstance(r, bool) or not isinstance(r, int | np.integer) or not 1 <= r <= MOST_RANK:
+            raise ValueError(f"rank must be an integer from 1 to {MOST_RANK}, not {shown(r)}")
         dropout, scale = real(dropout, "dropout", 0, below=1), real(scale, "scale")
         self._take_base(layer)
         self.dropout = dropout

@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,18 +22,28 @@ from pyloss.checks.numbers import shown
 from pyloss.errors import FormatError, listed
 from pyloss.io.files import write_json, write_safetensors
 from pyloss.nn import Embedding
+from pyloss.tuner.adapters.companions import (
+    BIASES,
+    main_adapters,
+    read_indices,
+    read_modules,
+    settings_of,
+)
 from pyloss.tuner.adapters.layout import (
+    BIAS,
     CONFIG_FILE,
     PEFT_FILE,
     StoredAdapter,
     StoredLayer,
     arrays_of,
     grouped,
+    is_table,
     low_rank_kind,
     number,
 )
 from pyloss.tuner.adapters.lora_parameters import LoraParameters
 from pyloss.tuner.adapters.low_rank import LowRankAdapter
+from pyloss.tuner.adapters.merging import dense
 from pyloss.tuner.adapters.mlx import mlx_config
 from pyloss.tuner.adapters.peft_experts import (
     check_targets,
@@ -41,10 +52,12 @@ from pyloss.tuner.adapters.peft_experts import (
     take_own_layers,
     whole_parameters,
 )
+from pyloss.tuner.adapters.registry import COMPANIONS
 from pyloss.tuner.data.system_prompt import KEY, checked
 
 _PREFIX = "base_model.model."
-_BASE = ".base_layer.weight"
+_BASE, _BASE_BIAS = ".base_layer.weight", ".base_layer.bias"
+_TOKENS = ".token_adapter.trainable_tokens_delta"
 _SUFFIXES = {
     ".lora_A.weight": "lora_a",
     ".lora_B.weight": "lora_b",
@@ -57,13 +70,10 @@ _SUFFIXES = {
 _EXPERTS_NAMES = (".gate_proj", ".up_proj", ".down_proj")
 
 # Settings that change what an adapter computes, with the values that mean "not used".
-_INACTIVE = {
-    "bias": ("none", None),
+_INACTIVE: dict[str, tuple[Any, ...]] = {
     "fan_in_fan_out": (False, None),
     "layer_replication": (None, []),
     "lora_bias": (False, None),
-    "modules_to_save": (None, []),
-    "trainable_token_indices": (None, [], {}),
     "alora_invocation_tokens": (None, []),
 }
 # Keys named like switches that are supported, or that matter only where training begins.
@@ -89,11 +99,7 @@ def read_peft(place: Path, config: dict[str, Any], name: str = PEFT_FILE) -> Sto
     if other := [name for name in arrays if not name.startswith(_PREFIX)]:
         raise FormatError(file, other[0], f"expected names that begin with {_PREFIX}")
     stripped = {name[len(_PREFIX) :]: array for name, array in arrays.items()}
-    bases = {
-        name.removesuffix(_BASE): stripped.pop(name)
-        for name in list(stripped)
-        if name.endswith(_BASE)
-    }
+    beside, biases, tables = _take_companions(source, config, stripped)
     kind, dropout = (
         "dora" if config.get("use_dora") else "lora",
         number(source, config, "lora_dropout", 0.0),
@@ -134,18 +140,91 @@ def read_peft(place: Path, config: dict[str, Any], name: str = PEFT_FILE) -> Sto
         layers[name] = _layer(turned, scale, dropout)
     if problems:
         raise FormatError(source, None, f"does not fit the tensors:{listed(problems)}")
-    if tied := bool(config.get("ensure_weight_tying")):
-        _drop_twins(layers, bases, embeddings)
+    for name, bias in biases.items():
+        if name not in layers:
+            raise FormatError(file, f"{name}{_BASE_BIAS}", "its layer has no adapter")
+        layers[name].arrays[BIAS] = bias
+    tied = bool(config.get("ensure_weight_tying"))
+    if tied:
+        _drop_twins(layers, tables, embeddings)
     scales = Counter(layer.options["scale"] for layer in layers.values())
     parameters = LoraParameters(
         rank=max((layer.arrays["lora_a"].shape[1] for layer in layers.values()), default=1),
         scale=scales.most_common(1)[0][0] if layers else 1.0,
         dropout=dropout,
         keys=tuple(sorted(layers)),
+        ensure_weight_tying=tied
+        or not any(
+            is_table(name) and layer.kind != "tokens" for name, layer in (layers | beside).items()
+        ),
+        **_settings(layers, beside),
     )
     made = mlx_config(kind, parameters) | checked(config, source)
-    untied = set() if tied else embeddings
-    return StoredAdapter(str(place), kind, layers, made, bases, untied, base)
+    tied = parameters.ensure_weight_tying
+    return StoredAdapter(str(place), kind, layers | beside, made, tables, tied, base)
+
+
+def _take_companions(
+    source: Path, config: Mapping[str, Any], arrays: dict[str, np.ndarray]
+) -> tuple[dict[str, StoredLayer], dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Takes what is beside the adapters out of `arrays`: layers, biases under adapters, tables."""
+    try:
+        saved = read_modules(config.get("modules_to_save") or ())
+        indices = read_indices(config.get("trainable_token_indices") or ())
+    except TypeError as error:
+        raise FormatError(source, None, str(error)) from None
+    bias = config.get("bias") or "none"
+    if bias not in BIASES:
+        raise ValueError(f"{source}: bias = {shown(bias)} is not supported")
+    layers: dict[str, StoredLayer] = {}
+    biases: dict[str, np.ndarray] = {}
+    tables: dict[str, np.ndarray] = {}
+    for name in list(arrays):
+        module, _, part = name.rpartition(".")
+        if name.endswith(_TOKENS):
+            module = name.removesuffix(_TOKENS)
+            key = next((key for key in indices if f".{module}".endswith(f".{key}")), None)
+            # The head of a tied model has the embedding's tokens.
+            chosen = indices[key] if key else next(iter(indices.values()), None)
+            if chosen is None:
+                raise FormatError(source, "trainable_token_indices", f"has no tokens of {module}")
+            rows = StoredLayer({"tokens": arrays.pop(name)}, {"indices": chosen}, "tokens")
+            layers[module] = rows
+        elif name.endswith(_BASE):
+            module = name.removesuffix(_BASE).removesuffix(".token_adapter")
+            tables[module] = arrays.pop(name)
+        elif name.endswith(_BASE_BIAS) and bias != "none":
+            biases[name.removesuffix(_BASE_BIAS)] = arrays.pop(name)
+        elif part in ("weight", "bias") and ".lora_" not in name:
+            named = any(f".{module}".endswith(key) for key in saved)
+            if not named and part == "weight" and is_table(module):
+                tables[module] = arrays.pop(name)
+            elif not named and part == "bias" and f"{module}.lora_A.weight" in arrays:
+                biases[module] = arrays.pop(name)  # PEFT's names before 0.10
+            elif named or (part == "bias" and bias == "all"):
+                layer = layers.setdefault(module, StoredLayer({}, kind="whole"))
+                layer.arrays[part] = arrays.pop(name)
+    return layers, biases, tables
+
+
+def _settings(
+    layers: Mapping[str, StoredLayer], beside: Mapping[str, StoredLayer]
+) -> dict[str, Any]:
+    """The settings of pyloss for what is beside adapters."""
+    whole = [n for n, layer in beside.items() if layer.kind == "whole" and "weight" in layer.arrays]
+    every = any(
+        layer.kind == "whole" and set(layer.arrays) == {"bias"} for layer in beside.values()
+    )
+    own = any(BIAS in layer.arrays for layer in layers.values())
+    return {
+        "modules_to_save": tuple(sorted(whole)),
+        "trainable_token_indices": {
+            name: tuple(layer.options["indices"])
+            for name, layer in beside.items()
+            if layer.kind == "tokens"
+        },
+        "bias": "all" if every else "lora_only" if own else "none",
+    }
 
 
 def _layer(arrays: dict[str, np.ndarray], scale: float, dropout: float) -> StoredLayer:
@@ -153,7 +232,7 @@ def _layer(arrays: dict[str, np.ndarray], scale: float, dropout: float) -> Store
 
 
 def _drop_twins(
-    layers: dict[str, StoredLayer], bases: dict[str, np.ndarray], embeddings: set[str]
+    layers: dict[str, StoredLayer], tables: dict[str, np.ndarray], embeddings: set[str]
 ) -> None:
     """Drops heads whose adapter is an embedding's, transposed: PEFT writes both if tied."""
     for name in set(layers) - embeddings:
@@ -164,7 +243,7 @@ def _drop_twins(
                 own["lora_b"].T, theirs["lora_a"]
             ):
                 del layers[name]
-                bases.pop(name, None)
+                tables.pop(name, None)
                 break
 
 
@@ -225,16 +304,19 @@ def write_peft(
     blocks: Collection[str] = (),
     system_prompt: str | None = None,
     metadata: Mapping[str, str] | None = None,
+    tables: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> None:
     """Writes adapters into the folder `place`.
 
     `tied` says that the model's head is its embedding. `blocks` are the names of its experts, such
     as "model.layers.0.mlp.switch_mlp". The system prompt is a key of pyloss, which PEFT ignores.
-    `metadata` is further metadata of the file of arrays.
+    `metadata` is further metadata of the file of arrays, `tables` what `adapter.own_tables` gives.
 
     Raises ValueError for adapters that the layout cannot express.
     """
     kind = low_rank_kind("PEFT's layout", layers)
+    others = {name: layer for name, layer in layers.items() if layer.kind in COMPANIONS}
+    layers = main_adapters(layers)
     experts = {name: layer for name, layer in layers.items() if layer.lora_a.ndim == 3}
     if experts and kind == "dora":
         raise ValueError(
@@ -275,7 +357,20 @@ def write_peft(
             )
         if kind == "dora":
             arrays[f"{at}.lora_magnitude_vector"] = layer.m
+        if BIAS in layer.parameter_names():
+            arrays[f"{at}{_BASE_BIAS}"] = layer.linear.bias
         embeddings |= embedding
+    tables_adapted = embeddings or any(isinstance(each.base, Embedding) for each in others.values())
+    more = _written_companions(arrays, layers, others, tied)
+    for name, table in tables.items():
+        module, _, base = name.removesuffix(".weight").rpartition(".")
+        inner = {"embedding": _BASE, "linear": _BASE, "base_layer": f".token_adapter{_BASE}"}
+        full = f"{module}{inner[base]}" if base in inner else name
+        arrays[f"{_PREFIX}{full}"] = table
+        if tied and base not in inner:
+            arrays[f"{_PREFIX}lm_head.weight"] = table
+    if not ranks:
+        raise ValueError("PEFT's layout needs an adapter of low rank, beside what is trained whole")
     rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
     config = {
         "peft_type": "LORA",
@@ -286,7 +381,7 @@ def write_peft(
         "lora_alpha": alpha,
         # PEFT has no dropout over parameters.
         "lora_dropout": 0.0 if parameters else max(layer.dropout for layer in layers.values()),
-        "bias": "none",
+        "bias": more.pop("bias", "none"),
         "fan_in_fan_out": False,
         "use_rslora": False,
         "use_dora": kind == "dora",
@@ -294,14 +389,35 @@ def write_peft(
         "rank_pattern": {name: value for name, value in ranks.items() if value != rank},
         "alpha_pattern": {name: value for name, value in alphas.items() if value != alpha},
     }
+    config |= more
     if parameters:
         config["target_parameters"] = sorted(parameters)
     if system_prompt is not None:
         config[KEY] = system_prompt
-    if embeddings and tied:
+    if tables_adapted and tied:
         config["ensure_weight_tying"] = True
     write_safetensors(place / PEFT_FILE, arrays, {"format": "pt", **(metadata or {})})
     write_json(place / CONFIG_FILE, config, sort_keys=True)
+
+
+def _written_companions(
+    arrays: dict[str, np.ndarray],
+    layers: Mapping[str, Any],
+    beside: Mapping[str, Any],
+    tied: bool,
+) -> dict[str, Any]:
+    """Adds what is beside the adapters to `arrays`; returns PEFT's settings for it."""
+    for name, layer in beside.items():
+        at = f"{_PREFIX}{name}"
+        if layer.kind == "tokens":
+            arrays[f"{at}{_TOKENS}"] = layer.tokens
+            continue
+        for part in layer.shapes(layer.base):
+            if part == "bias" or "weight" in layer.trained:
+                arrays[f"{at}.{part}"] = np.asarray(dense(getattr(layer, part)))
+        if tied and isinstance(layer.base, Embedding):
+            arrays[f"{_PREFIX}lm_head.weight"] = arrays[f"{at}.weight"]
+    return settings_of({**layers, **beside})
 
 
 def _plain(value: float) -> float:

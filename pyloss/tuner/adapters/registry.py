@@ -18,13 +18,24 @@ KINDS: dict[str, tuple[str, ...]] = {
 }
 
 
+#: What is trained beside the adapters of one of these kinds: whole layers, and rows of tokens.
+COMPANIONS: dict[str, tuple[str, ...]] = {
+    "whole": (
+        "adapters.whole:WholeLinear",
+        "adapters.whole:WholeEmbedding",
+        "adapters.whole:WholeNorm",
+    ),
+    "tokens": ("adapters.tokens:TokenEmbedding", "adapters.tokens:TokenLinear"),
+}
+
+
 @cache
 def _classes(kind: str) -> tuple[type[Adapter], ...]:
     """The classes of a kind, imported. Raises ValueError for an unknown kind."""
-    if kind not in KINDS:
+    if kind not in KINDS and kind not in COMPANIONS:
         raise ValueError(f"the kind of adapter must be one of {sorted(KINDS)}, not {kind!r}")
     found = []
-    for place in KINDS[kind]:
+    for place in (KINDS | COMPANIONS)[kind]:
         module, _, name = place.partition(":")
         found.append(getattr(importlib.import_module(f"pyloss.tuner.{module}"), name))
     return tuple(found)

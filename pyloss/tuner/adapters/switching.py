@@ -29,4 +29,4 @@ class AdapterSwitch:
         """Switches the adapters off if they are on, and on if they are off."""
         self.on = not self.on
         for name, adapter in self.adapters.items():
-            self.model.set_module(name, adapter if self.on else adapter.base)
+            self.model.set_module(name, adapter if self.on else adapter.original())

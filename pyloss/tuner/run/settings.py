@@ -22,6 +22,7 @@ from pyloss.losses.hidden import KINDS as HIDDEN_LOSSES
 from pyloss.losses.sparse import RESTS
 from pyloss.optim import OPTIMIZERS, build_schedule
 from pyloss.runtime.precision import PRECISIONS
+from pyloss.tuner.adapters.companions import BIASES, read_indices
 from pyloss.tuner.adapters.lora_parameters import INITS, PEFT_NAMES, read_lora_parameters
 from pyloss.tuner.adapters.registry import KINDS
 from pyloss.tuner.callbacks import SERVICES, check_services
@@ -253,6 +254,14 @@ def _services(value: Any) -> str:
         raise Refused(f"{', '.join(SERVICES)}, or several with commas") from None
 
 
+def _tokens(value: Any) -> Any:
+    try:
+        read_indices(value)
+    except TypeError:
+        raise Refused("a list of token ids, or such lists by the name of their table") from None
+    return value
+
+
 LORA_SCHEMA = {
     "rank": Key(_integer(1)),
     "scale": Key(_number(0, above=True)),
@@ -263,6 +272,10 @@ LORA_SCHEMA = {
     "rank_pattern": Key(_ranks),
     "init": Key(_one_of(*INITS)),
     "loftq_model": Key(_optional(_place)),
+    "modules_to_save": Key(_optional(_names)),
+    "trainable_token_indices": Key(_optional(_tokens)),
+    "bias": Key(_one_of(*BIASES)),
+    "ensure_weight_tying": Key(_boolean),
 }
 
 

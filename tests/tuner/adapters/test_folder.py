@@ -304,7 +304,7 @@ def test_every_tensor_that_does_not_fit_is_listed(model, tmp_path):
     save_file(
         {
             **arrays,
-            "x.weight": np.zeros(3, np.float32),
+            "x.other": np.zeros(3, np.float32),
             "model.layers.1.mlp.gate_proj.m": np.zeros(64, np.float32),
         },
         path,
@@ -313,7 +313,7 @@ def test_every_tensor_that_does_not_fit_is_listed(model, tmp_path):
         read_adapter(tmp_path / "a")
     for line in (
         f"{path}: is not an adapter of the kind 'lora', which {tmp_path / 'a'}",
-        "x.weight: is not one of its arrays; expected names that end in .lora_a, .lora_b",
+        "x.other: is not one of its arrays; expected names that end in .lora_a, .lora_b",
         "model.layers.1.mlp.up_proj.lora_a: is missing",
         "model.layers.2.mlp.up_proj.lora_b: is missing",
     ):
@@ -330,7 +330,7 @@ def test_every_tensor_that_does_not_fit_is_listed(model, tmp_path):
         path,
     )
     arrays = load_file(path)
-    del arrays["x.weight"]
+    del arrays["x.other"]
     save_file(arrays, path)
     with pytest.raises(
         ValueError,

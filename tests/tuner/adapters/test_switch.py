@@ -216,9 +216,9 @@ def test_dropout_acts_in_training_alone_on_the_adapter_alone(rng, cls):
     assert np.abs(mean - whole).max() < 0.15 * np.abs(branch).max()
 
 
-@pytest.mark.parametrize("rank", [0, IN + 1, True])
+@pytest.mark.parametrize("rank", [0, 65537, True])
 def test_ranks_that_cannot_be(rng, rank):
-    with pytest.raises(ValueError, match=f"rank must be an integer from 1 to {IN}"):
+    with pytest.raises(ValueError, match="rank must be an integer from 1 to 65536"):
         LoRASwitchLinear.from_base(make_base(rng, "plain"), r=rank)
 
 
