@@ -14,6 +14,7 @@ from pyloss.models.config.model_config import ModelConfig
 from pyloss.models.files.quantized import Quantization
 from pyloss.models.reading import config_file_of, read_model
 from pyloss.models.synthetic import lacks_weights
+from pyloss.nn import plain_parameters
 from pyloss.tuner.run.settings import LORA_DEFAULTS
 
 #: tokens of the rows for which memory is estimated
@@ -122,7 +123,7 @@ def _of_weights(model: Any) -> Iterator[str]:
     for weight in model.stored().values():
         sizes[weight.format] += weight.nbytes
         numbers[weight.format] += math.prod(weight.shape)
-    for array in model.parameters().values():
+    for array in plain_parameters(model).values():
         sizes["f32"] += array.nbytes
         numbers["f32"] += array.size
     total = numbers.total()

@@ -11,20 +11,36 @@ import numpy as np
 
 from pyloss.autograd.tensor import Parameter
 from pyloss.mlx.core.arrays import shared
+from pyloss.mlx.core.dtypes import bfloat16, float16, float32
 from pyloss.mlx.core.refused import refusing
 from pyloss.nn.module import Module
 from pyloss.nn.places import key_named
+from pyloss.weights.weight import Weight
 
 __getattr__ = refusing("utils")
+
+_FLOATS = {"f32": float32, "f16": float16, "bf16": bfloat16}
 
 
 def module_items(module: Module) -> Iterator[tuple[str, Any]]:
     """A module's arrays, submodules and containers by name, as MLX's modules, which are dicts."""
     for name, value in vars(module).items():
-        if not name.startswith("_") and isinstance(
-            value, np.ndarray | Parameter | dict | list | tuple | Module
-        ):
+        if name.startswith("_"):
+            continue
+        if isinstance(value, np.ndarray | Parameter | dict | list | tuple | Module):
             yield name, value
+        elif isinstance(value, Weight) and (floats := stored_floats(value)) is not None:
+            yield name, floats
+
+
+def stored_floats(weight: Weight) -> np.ndarray | None:
+    """The array of a stored matrix of floats, over its memory; None if it is stored otherwise."""
+    kind = _FLOATS.get(weight.format)
+    if kind is None or weight.head_dim or weight.columns is not None:
+        return None
+    if not isinstance(weight.raw, np.ndarray):  # in a device's memory
+        return None
+    return weight.raw.view(kind).reshape(weight.shape)
 
 
 def child_of(owner: Any, key: Any) -> Any:
@@ -57,7 +73,8 @@ def place_of(tree: Any, path: str) -> tuple[Any, str]:
 
 def _child(tree: Any, key: Any) -> Any:
     """What a tree holds under a key, which may be a dotted name, or a number."""
-    return child_of(*place_of(tree, key)) if isinstance(tree, Module) else tree[key]
+    dotted = isinstance(tree, Module) or (isinstance(tree, dict) and key not in tree)
+    return child_of(*place_of(tree, str(key))) if dotted else tree[key]
 
 
 def _leaf(value: Any) -> Any:

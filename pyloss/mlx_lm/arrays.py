@@ -40,9 +40,61 @@ class _Called:
 
         return array(read_tokens(self, tokens, cache))
 
+    @property
+    def fuse(self) -> Any:
+        """Not here: scripts call `fuse` of every module that has it, and mlx-lm's models do not.
 
-#: the class that is called as mlx-lm's models are, for each class of models
+        AttributeError that names what merges all adapters.
+        """
+        raise AttributeError(
+            "mlx-lm's models have no fuse(): pyloss.tuner.utils.fuse_adapters merges all adapters"
+        )
+
+    @property
+    def args(self) -> Any:
+        """The model's configuration, by mlx-lm's name."""
+        return self.config  # type: ignore[attr-defined]
+
+    @property
+    def model_type(self) -> str:
+        """The family's name."""
+        return self.config.model_type  # type: ignore[attr-defined]
+
+
+class _Decoding:
+    """The part of a model below its head, called as mlx-lm's: `model.model(ids)`."""
+
+    _model: Any
+
+    def __call__(self, inputs: Any, cache: Any = None, **others: Any) -> Any:
+        """The last hidden states [B, T, hidden] of token ids [B, T].
+
+        TypeError for other arguments of mlx-lm's models.
+        """
+        if given := [
+            name for name, value in {"cache": cache, **others}.items() if value is not None
+        ]:
+            raise TypeError(
+                f"model.model takes token ids alone, not {given[0]}: the model itself takes a cache"
+            )
+        tokens = np.asarray(data(inputs))
+        rows, columns = tokens.shape
+        offsets = np.arange(rows + 1, dtype=np.int32) * columns
+        states = self._model.hidden(tokens.reshape(-1).astype(np.int32), offsets)
+        return array(states).reshape(rows, columns, -1)
+
+
+#: the class that is called as mlx-lm's are, for each class of models and decoders
 _CLASSES: dict[type, type] = {}
+
+
+def _called(module: Any, as_mlx: type) -> None:
+    cls = type(module)
+    if issubclass(cls, as_mlx):
+        return
+    if cls not in _CLASSES:
+        _CLASSES[cls] = type(cls.__name__, (as_mlx, cls), {"__module__": cls.__module__})
+    object.__setattr__(module, "__class__", _CLASSES[cls])
 
 
 def seen_as_mlx(model: Model) -> Model:
@@ -51,9 +103,7 @@ def seen_as_mlx(model: Model) -> Model:
     pyloss's functions take it as before. Modules that are put into it later need another call.
     """
     with_mlx_methods(model)
-    cls = type(model)
-    if not issubclass(cls, _Called):
-        if cls not in _CLASSES:
-            _CLASSES[cls] = type(cls.__name__, (_Called, cls), {"__module__": cls.__module__})
-        object.__setattr__(model, "__class__", _CLASSES[cls])
+    _called(model, _Called)
+    _called(model.model, _Decoding)
+    object.__setattr__(model.model, "_model", model)
     return model

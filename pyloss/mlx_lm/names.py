@@ -180,9 +180,9 @@ DIFFERENT: dict[str, dict[str, str]] = {
         "compute_bits_per_weight": "of the weights as they are stored",
         "dequantize_model": "to float32",
         "get_total_parameters": "counts adapters, too",
-        "load": "parameters are frozen until `unfreeze`; GGUF files and ollama's names are read;"
-        " changes by `model_config` are refused",
-        "load_model": "parameters are frozen; `get_model_classes` is refused",
+        "load": "with an adapter, its parameters alone can be trained; GGUF files and ollama's"
+        " names are read; changes by `model_config` are refused",
+        "load_model": "`get_model_classes` is refused",
         "quantize_model": "`mode` other than affine is refused",
         "save": _SAVED,
         "save_model": _SAVED + ", and config.json is written",

@@ -79,9 +79,28 @@ class NaiveStreamingDetokenizer(StreamingDetokenizer):
 
 
 class BPEStreamingDetokenizer(StreamingDetokenizer):
-    """The `StreamingDetokenizer` for byte-level tokenizers; it leaves the first space out."""
+    """The `StreamingDetokenizer` for byte-level tokenizers; it leaves the first space out.
+
+    A token that is a space waits for the next one.
+    """
 
     trims = True
+
+    def reset(self) -> None:
+        super().reset()
+        self._spaces = ""
+
+    def finalize(self) -> None:
+        super().finalize()
+        super()._append(self._spaces)
+        self._spaces = ""
+
+    def _append(self, piece: str) -> None:
+        if piece == " ":
+            self._spaces += piece
+        elif piece:
+            super()._append(self._spaces + piece)
+            self._spaces = ""
 
 
 class SPMStreamingDetokenizer(StreamingDetokenizer):

@@ -129,7 +129,7 @@ def load_model(
     _refuse_changes(model_config)
     place = resolve_model(model_path)
     model, _ = read_model(place)
-    return seen_as_mlx(model), _config_of(place, model)
+    return seen_as_mlx(model).unfreeze(), _config_of(place, model)
 
 
 def _refuse_changes(model_config: Mapping[str, Any] | None) -> None:
@@ -171,7 +171,8 @@ def load(
 ) -> Any:
     """`(model, tokenizer)`, and the configuration with `return_config`; see `pyloss.load`.
 
-    The model's parameters are frozen; mlx-lm's are not. Raises as `pyloss.load`.
+    All parameters can be trained, as in mlx-lm; with an adapter, the adapter's alone. Raises as
+    `pyloss.load`.
     """
     _refuse_changes(model_config)
     place = resolve_model(path_or_hf_repo, revision)
@@ -179,7 +180,9 @@ def load(
     config = _config_of(place, model)
     ends = config.get("eos_token_id")
     shown = seen_as_mlx(model)
-    if adapter_path is not None:
+    if adapter_path is None:
+        shown.unfreeze()
+    else:
         load_adapters(shown, adapter_path)
         model.eval()
     tokens = wrapped(tokenizer, [ends] if isinstance(ends, int) else ends)

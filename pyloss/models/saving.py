@@ -19,7 +19,7 @@ from pyloss.models.config.model_config import ModelConfig
 from pyloss.models.files.names import expert_name, mlx_names, stack_names
 from pyloss.models.files.quantized import floats, layer_tensors, settings, stays_quantized
 from pyloss.models.transformer import Model
-from pyloss.nn import Linear
+from pyloss.nn import Linear, plain_parameters
 from pyloss.runtime.device import to_device
 from pyloss.weights.stack import WeightStack
 from pyloss.weights.weight import Weight
@@ -127,7 +127,7 @@ def save_model(
             tensors |= layer_tensors(name.removesuffix(".weight"), weight, usual)
         else:
             tensors[name] = _floats(weight, DTYPES[dtype] if dtype else None)
-    for name, array in {**model.parameters(), **model.buffers()}.items():
+    for name, array in {**plain_parameters(model), **model.buffers()}.items():
         array = to_device(array, "cpu")
         if "quantization" in config:
             array = _as_mlx_keeps(name, array, model.config.family)

@@ -14,7 +14,13 @@ from pyloss.nn.layers import (
     project_each,
     uniform,
 )
-from pyloss.nn.module import Module, count_parameters, recorded_module, value_and_grad
+from pyloss.nn.module import (
+    Module,
+    count_parameters,
+    plain_parameters,
+    recorded_module,
+    value_and_grad,
+)
 from pyloss.nn.places import shown
 
 __all__ = [
@@ -35,6 +41,7 @@ __all__ = [
     "RMSNorm",
     "SwitchLinear",
     "count_parameters",
+    "plain_parameters",
     "project_each",
     "recorded_module",
     "shown",

@@ -376,9 +376,15 @@ def _holds(kind: np.dtype, values: Any) -> bool:
 
 def count_parameters(model: Any) -> tuple[int, int]:
     """How many numbers of a model are trained, and how many it has, stored matrices included."""
-    stored = model.stored().values() if hasattr(model, "stored") else ()
     trained = sum(math.prod(array.shape) for array in model.trainable_parameters().values())
-    return trained, sum(math.prod(array.shape) for array in (*model.parameters().values(), *stored))
+    stored = model.stored().values() if hasattr(model, "stored") else ()
+    every = (*plain_parameters(model).values(), *stored)
+    return trained, sum(math.prod(array.shape) for array in every)
+
+
+def plain_parameters(model: Any) -> dict[str, Any]:
+    """`model.parameters()` without stored matrices, which a model with MLX's methods shows, too."""
+    return Module.parameters(model) if isinstance(model, Module) else model.parameters()
 
 
 def recorded_module(module: Module) -> Recorded | None:

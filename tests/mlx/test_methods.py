@@ -176,3 +176,91 @@ def test_a_model_of_pyloss_gets_the_methods():
     assert names(model.filter_and_map(nn.Module.trainable_parameter_filter)) == ["layers.0.weight"]
     other = copy.deepcopy(model)
     assert "weight" in other.first and other.first is not model.first
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """A pyloss model whose matrices of float32 are mapped from its file, with MLX's methods."""
+    import tiny
+
+    return nn.with_mlx_methods(tiny.load_tiny(tmp_path))
+
+
+def test_stored_floats_are_parameters_that_train_once_they_are_unfrozen(stored):
+    name = "model.layers.0.mlp.up_proj.weight"
+    layer = stored.layers[0].mlp.up_proj
+    values = np.array(dict(tree_flatten(stored.parameters()))[name])
+    assert values.shape == (64, 32) and np.array_equal(values, layer["weight"])
+    assert stored.trainable_parameters() == {}
+    assert pyloss.nn.count_parameters(stored) == (
+        0,
+        sum(v.size for _, v in tree_flatten(stored.parameters())),
+    )
+    layer.unfreeze()
+    assert list(stored.trainable_parameters()) == [name]
+    assert isinstance(vars(layer)["weight"], np.ndarray)
+    step = nn.value_and_grad(stored, lambda model, x: mx.square(model(x)).mean())
+    _, grads = step(stored, mx.array([[1, 2, 3]]))
+    assert list(grads) == [name] and mx.abs(grads[name]).max() > 0
+    stored.update({name: mx.zeros((64, 32))})
+    assert not np.any(layer.weight)
+
+
+def test_stored_floats_take_weights_also_where_they_are_frozen(stored):
+    name = "model.layers.1.self_attn.o_proj.weight"
+    new = np.arange(1024, dtype=np.float32).reshape(32, 32)
+    stored.load_weights([(name, mx.array(new))], strict=False)
+    np.testing.assert_array_equal(stored.parameters()[name], new)
+    assert stored.trainable_parameters() == {}
+
+
+def test_layers_of_pyloss_are_instances_of_mlx_classes(stored):
+    layer = stored.layers[0]
+    assert isinstance(layer.mlp.up_proj, nn.Linear) and isinstance(
+        layer.input_layernorm, nn.RMSNorm
+    )
+    assert isinstance(stored.model.embed_tokens, nn.Embedding)
+    assert not isinstance(layer.mlp.up_proj, nn.Embedding | nn.QuantizedLinear | nn.LayerNorm)
+
+    class Own(nn.Linear):
+        pass
+
+    assert not isinstance(layer.mlp.up_proj, Own) and isinstance(Own(2, 3), nn.Linear)
+    expected = mx.quantize(mx.array(layer["mlp"].up_proj["weight"]), group_size=32, bits=4)
+    nn.quantize(stored, group_size=32, bits=4, class_predicate=lambda path, m: "up_proj" in path)
+    quantized = stored.layers[0].mlp.up_proj
+    assert isinstance(quantized, nn.QuantizedLinear) and not isinstance(quantized, nn.Linear)
+    assert isinstance(stored.layers[0].mlp.down_proj, nn.Linear)
+    np.testing.assert_array_equal(quantized.weight.dequantize(), mx.dequantize(*expected, 32, 4))
+    assert quantized.weight.groups.scale_format == "f32"  # the type of the floats, as in MLX
+
+
+def test_layers_that_are_put_in_later_have_mlx_methods_too(stored):
+    from pyloss.tuner import LoRALinear
+
+    attention = stored.layers[0].self_attn
+    attention.q_proj = LoRALinear.from_base(attention.q_proj, 2)
+    attention.q_proj.lora_a = mx.ones((32, 2))
+    assert type(vars(attention.q_proj)["lora_a"]) is np.ndarray
+    assert names(stored.trainable_parameters()) == [
+        f"model.layers.0.self_attn.q_proj.lora_{part}" for part in "ab"
+    ]
+
+
+def test_optimizers_go_on_from_the_nested_state_of_a_file(stored):
+    from pyloss.mlx import optimizers as optim
+
+    stored.model.norm.unfreeze()
+    grads = {"model.norm.weight": mx.ones((32,))}
+    runs = []
+    for restored in (False, True):
+        stored.update({"model.norm.weight": mx.ones((32,))})
+        optimizer = optim.Adam(0.1)
+        for i in range(4):
+            optimizer.update(stored, grads)
+            if restored and i == 1:
+                flat = tree_flatten(optimizer.state)
+                optimizer = optim.Adam(0.1)
+                optimizer.state = tree_unflatten(flat)
+        runs.append(np.array(stored.parameters()["model.norm.weight"]))
+    np.testing.assert_array_equal(*runs)

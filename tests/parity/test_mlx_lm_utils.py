@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from mlx_sides import Side, adapted, compare, filled, refused, sides
+from mlx_sides import adapted, compare, filled, refused, sides
 
 IDS = np.random.default_rng(3).integers(5, 250, (1, 20))
 
@@ -345,14 +345,8 @@ def test_no_metal():
     compare(lambda side: side("utils").can_run_metal())
 
 
-def test_a_loaded_model_is_frozen(made):
-    """pyloss alone: mlx-lm's parameters can be trained at once."""
-    side = Side(True)
-    model, _ = loaded(side, made)
-    assert trained(side, model) == {}
-    model.unfreeze()
-    theirs = Side(False)
-    assert trained(side, model) == trained(theirs, loaded(theirs, made)[0])
+def test_a_loaded_model_can_be_trained_at_once(made):
+    compare(lambda side: trained(side, loaded(side, made)[0]))
 
 
 def test_filled_models_agree(made):
@@ -391,5 +385,27 @@ def test_new_models(family):
              for n, s in sorted(shapes.items())]
         ))  # fmt: skip
         return shapes, logits(side, model)
+
+    compare(case, atol=1e-4)
+
+
+def test_adapters_freeze_a_base_that_nothing_froze(made, caplog):
+    """pyloss alone: mlx-lm would train the base, too."""
+    _, side = sides()
+    model, _ = loaded(side, made)
+    parts = {"rank": 2, "scale": 1.0, "dropout": 0.0, "keys": ["self_attn.v_proj"]}
+    side("tuner.utils").linear_to_lora_layers(model, 1, parts)
+    assert "nothing has called model.freeze()" in caplog.text
+    assert {name.rsplit(".", 1)[1] for name in trained(side, model)} == {"lora_a", "lora_b"}
+
+
+def test_hidden_states_below_the_head(made):
+    """`model.model(ids)`, and the head over them."""
+
+    def case(side):
+        model, _ = loaded(side, made)
+        states = model.model(side.mx.array(IDS))
+        head = getattr(model, "lm_head", None) or model.model.embed_tokens.as_linear
+        return np.array(states), np.array(head(states)), not hasattr(model, "fuse")
 
     compare(case, atol=1e-4)

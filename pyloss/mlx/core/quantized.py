@@ -15,7 +15,7 @@ from pyloss.weights.formats import FORMATS
 from pyloss.weights.groups import Groups
 from pyloss.weights.weight import Weight
 
-_SCALES = {float32: "f32", float16: "f16", bfloat16: "bf16"}
+SCALES = {float32: "f32", float16: "f16", bfloat16: "bf16"}
 
 
 def affine_settings(group_size: int | None, bits: int | None, mode: str) -> tuple[int, int]:
@@ -53,7 +53,7 @@ def quantize(
             f"w has shape {x.shape}; it needs two axes or more, and a last one that is a multiple "
             f"of group_size {size}"
         )
-    scales = _SCALES[x.dtype]
+    scales = SCALES[x.dtype]
     weight = Weight.quantize(
         x.astype(np.float32, copy=False).reshape(-1, x.shape[-1]),
         f"affine{count}",
@@ -75,13 +75,13 @@ def weight_of(w: Any, scales: Any, biases: Any, group_size: int, bits: int) -> W
         raise ValueError(f"w must be uint32 [rows, words], not {codes.dtype} of {codes.shape}")
     columns = codes.shape[1] * 32 // bits
     wanted = (codes.shape[0], columns // group_size)
-    if scale.shape != wanted or bias.shape != wanted or scale.dtype not in _SCALES:
+    if scale.shape != wanted or bias.shape != wanted or scale.dtype not in SCALES:
         raise ValueError(
             f"scales and biases must be floats of shape {wanted}, not {scale.dtype} of "
             f"{scale.shape} and {bias.shape}"
         )
     parts = (scale.reshape(-1).view(np.uint8), bias.astype(scale.dtype).reshape(-1).view(np.uint8))
-    groups = Groups(group_size, parts[0], _SCALES[scale.dtype], parts[1])
+    groups = Groups(group_size, parts[0], SCALES[scale.dtype], parts[1])
     return Weight(
         codes.reshape(-1).view(np.uint8), f"affine{bits}", (codes.shape[0], columns), groups=groups
     )

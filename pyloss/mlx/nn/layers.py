@@ -15,8 +15,14 @@ from pyloss.mlx.core.arrays import array, cast, of, promoted, raw
 from pyloss.mlx.core.dtypes import float32
 from pyloss.mlx.core.elementwise import constant
 from pyloss.mlx.core.products import einsum
-from pyloss.mlx.core.quantized import affine_settings, projected, quantize as quantized, weight_of
-from pyloss.mlx.nn.methods import with_mlx_methods
+from pyloss.mlx.core.quantized import (
+    SCALES,
+    affine_settings,
+    projected,
+    quantize as quantized,
+    weight_of,
+)
+from pyloss.mlx.nn.methods import Standing, with_mlx_methods
 from pyloss.mlx.nn.module import Module
 from pyloss.mlx.utils import tree_map_with_path
 from pyloss.ops.projection import Projection
@@ -52,8 +58,10 @@ def _raw(module: own.Module, name: str) -> Any:
     return raw(value) if isinstance(value, np.ndarray | Tensor) else value
 
 
-class Linear(Module, own.Linear):
+class Linear(Module, own.Linear, metaclass=Standing):
     """x weight^T + bias. pyloss's adapters take it as one of theirs."""
+
+    _stands_for, _but_not = own.Linear, (own.QuantizedLinear,)
 
     weight: Any
     bias: Any
@@ -88,8 +96,7 @@ class Linear(Module, own.Linear):
         quantize_input: bool = False,
     ) -> QuantizedLinear:
         """This layer with a quantized weight."""
-        if quantize_input:
-            raise ValueError("quantize_input=True is not supported: pyloss quantizes weights")
+        _refuse_quantized_input(quantize_input)
         return QuantizedLinear.from_linear(self, group_size, bits, mode)
 
 
@@ -108,8 +115,10 @@ class Bilinear(Module):
         return y + self.bias if "bias" in self else y
 
 
-class Embedding(Module, own.Embedding):
+class Embedding(Module, own.Embedding, metaclass=Standing):
     """Rows of a table by their numbers; `as_linear` multiplies by the table."""
+
+    _stands_for, _but_not = own.Embedding, (own.QuantizedEmbedding,)
 
     weight: Any
 
@@ -145,8 +154,7 @@ class Embedding(Module, own.Embedding):
         quantize_input: bool = False,
     ) -> QuantizedEmbedding:
         """This table, quantized."""
-        if quantize_input:
-            raise ValueError("Quantized input is not supported.")
+        _refuse_quantized_input(quantize_input)
         return QuantizedEmbedding.from_embedding(self, group_size, bits, mode)
 
 
@@ -183,8 +191,10 @@ class _Quantized(Module):
         return f"group_size={self.group_size}, bits={self.bits}, mode={self.mode}"
 
 
-class QuantizedLinear(_Quantized):
+class QuantizedLinear(_Quantized, metaclass=Standing):
     """A `Linear` whose weight is quantized as `mx.quantize` does."""
+
+    _stands_for = own.QuantizedLinear
 
     bias: Any
 
@@ -233,8 +243,10 @@ class QuantizedLinear(_Quantized):
         return layer
 
 
-class QuantizedEmbedding(_Quantized):
+class QuantizedEmbedding(_Quantized, metaclass=Standing):
     """An `Embedding` whose table is quantized as `mx.quantize` does."""
+
+    _stands_for = own.QuantizedEmbedding
 
     def __init__(
         self,
@@ -278,15 +290,28 @@ class QuantizedEmbedding(_Quantized):
         return layer
 
 
-def _of_pyloss(layer: own.Module, group_size: int, bits: int) -> own.Module | None:
-    """A layer of pyloss over a quantized weight; None for a layer that has none of float32."""
-    weight = vars(layer).get("weight")
-    if not isinstance(layer, own.Linear | own.Embedding) or not isinstance(weight, np.ndarray):
-        return None
-    stored = Weight.quantize(weight, f"affine{bits}", group_size=group_size)
+def quantized_like(
+    layer: own.Linear | own.Embedding,
+    group_size: int | None,
+    bits: int | None,
+    mode: str,
+    quantize_input: bool,
+) -> own.Module:
+    """A layer of pyloss over its quantized weight, with scales in the type of the floats."""
+    _refuse_quantized_input(quantize_input)
+    size, count = affine_settings(group_size, bits, mode)
+    weight = vars(layer)["weight"]
+    floats = weight.format if isinstance(weight, Weight) else SCALES[weight.dtype]
+    values = weight.dequantize() if isinstance(weight, Weight) else weight
+    stored = Weight.quantize(values, f"affine{count}", group_size=size, scale_format=floats)
     if isinstance(layer, own.Linear):
-        return with_mlx_methods(own.Linear.from_weight(stored, vars(layer)["bias"]))
-    return with_mlx_methods(own.Embedding.from_weight(stored))
+        return with_mlx_methods(own.Linear.from_weight(stored, vars(layer)["bias"]).freeze())
+    return with_mlx_methods(own.Embedding.from_weight(stored).freeze())
+
+
+def _refuse_quantized_input(quantize_input: bool) -> None:
+    if quantize_input:
+        raise ValueError("quantize_input=True is not supported: pyloss quantizes weights")
 
 
 def quantize(
@@ -303,12 +328,11 @@ def quantize(
     `class_predicate(path, layer)` says whether a layer is quantized, by True or a dict of
     `to_quantized`'s arguments. Layers of pyloss become pyloss's quantized ones.
     """
-    if quantize_input:
-        raise ValueError("quantize_input=True is not supported: pyloss quantizes weights")
+    _refuse_quantized_input(quantize_input)
     size, count = affine_settings(group_size, bits, mode)
 
     def changed(path: str, layer: Any) -> Any:
-        takes = hasattr(layer, "to_quantized") or isinstance(layer, own.Linear | own.Embedding)
+        takes = hasattr(layer, "to_quantized")
         wanted = takes if class_predicate is None else class_predicate(path, layer)
         if not wanted:
             return layer
@@ -319,14 +343,9 @@ def quantize(
             )
         settings: dict[str, Any] = {"group_size": size, "bits": count, "mode": mode}
         settings = settings if isinstance(wanted, bool) else wanted
-        if hasattr(layer, "to_quantized"):
-            return layer.to_quantized(**settings)
-        found = _of_pyloss(layer, *affine_settings(
-            settings.get("group_size"), settings.get("bits"), settings.get("mode", "affine")
-        ))  # fmt: skip
-        if found is None and class_predicate is not None:
+        if not takes:
             raise ValueError(f"Unable to quantize model of type {type(layer)}")
-        return layer if found is None else found
+        return layer.to_quantized(**settings)
 
     tree: Any = with_mlx_methods(model)
     leaves = tree_map_with_path(

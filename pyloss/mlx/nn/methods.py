@@ -14,8 +14,16 @@ from pyloss.autograd.tensor import Parameter, Tensor
 from pyloss.mlx.core import dtypes
 from pyloss.mlx.core.arrays import array, result, shared, tree_raw
 from pyloss.mlx.core.files import load, save_safetensors, savez
-from pyloss.mlx.utils import child_of, module_items, place_of, tree_flatten, tree_unflatten
-from pyloss.nn.places import key_named
+from pyloss.mlx.utils import (
+    child_of,
+    module_items,
+    place_of,
+    stored_floats,
+    tree_flatten,
+    tree_unflatten,
+)
+from pyloss.nn.display import ArrayTable
+from pyloss.nn.places import TrainedPlaces, key_named
 from pyloss.weights.stack import WeightStack
 from pyloss.weights.weight import Weight
 
@@ -64,6 +72,31 @@ def set_value(model: nn.Module, owner: Any, key: str, value: Any) -> None:
     owner[key_named(owner, key) if isinstance(owner, dict) else int(key)] = value
 
 
+class Standing(type):
+    """The type of MLX's classes of which layers of pyloss are instances, too.
+
+    Scripts ask so for the layers of a model, whose classes are pyloss's. `_stands_for` and
+    `_but_not` of a class are those of pyloss that it has, and has not, as instances.
+    """
+
+    _stands_for: type
+    _but_not: tuple[type, ...]
+
+    def __instancecheck__(cls, x: Any) -> bool:
+        if super().__instancecheck__(x):
+            return True
+        own = vars(cls)
+        return "_stands_for" in own and (
+            isinstance(x, own["_stands_for"]) and not isinstance(x, own.get("_but_not", ()))
+        )
+
+
+def _stores_floats(module: nn.Module) -> bool:
+    """Whether a module's weight is a stored matrix of floats, which can become an array."""
+    stored = vars(module).get("weight")
+    return isinstance(stored, Weight | WeightStack) and stored.is_float
+
+
 class Methods(nn.Module):
     """MLX's methods in place of pyloss's: trees, `update`, `freeze` with MLX's arguments, dicts.
 
@@ -71,7 +104,18 @@ class Methods(nn.Module):
     """
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, nn.Module) and not isinstance(value, Methods):
+            with_mlx_methods(value)
         super().__setattr__(name, own_value(value) if type(value) is array else value)
+
+    def _trained_places(self) -> TrainedPlaces:
+        """As pyloss's; stored float weights that are not frozen become float32 arrays before."""
+        kept = vars(self).get("_trained")
+        if kept is None or not kept.holds():
+            for module in self.modules():
+                if _stores_floats(module) and "weight" not in module._frozen:
+                    module.weight = vars(module)["weight"].dequantize()
+        return super()._trained_places()
 
     # As a dict
 
@@ -114,6 +158,15 @@ class Methods(nn.Module):
         return value
 
     # Trees
+
+    def parameters(self) -> dict[str, Any]:
+        """As pyloss's, by dotted name, and the arrays of stored matrices of floats."""
+        found = ArrayTable(nn.plain_parameters(self))
+        for path, stored in self.stored().items():
+            floats = stored_floats(stored) if isinstance(stored, Weight) else None
+            if floats is not None:
+                found[path] = floats
+        return found
 
     @staticmethod
     def is_module(value: Any) -> bool:
@@ -189,7 +242,9 @@ class Methods(nn.Module):
                 if strict:
                     raise ValueError(f'Module does not have parameter named "{path}".') from None
                 continue
-            if not isinstance(current, array):
+            if not isinstance(current, array) and not (
+                key == "weight" and isinstance(owner, nn.Module) and _stores_floats(owner)
+            ):
                 if strict:
                     raise ValueError(f'"{path}" is a {type(current).__name__}, not a parameter.')
                 continue
@@ -237,12 +292,8 @@ class Methods(nn.Module):
     def unfreeze(  # type: ignore[override]
         self, *, recurse: bool = True, keys: Any = None, strict: bool = False
     ) -> nn.Module:
-        """The opposite of `freeze`. Stored float weights become float32 arrays, to be trained."""
+        """The opposite of `freeze`. Stored float weights become float32 arrays when they train."""
         for module, names in self._named(recurse, keys, strict):
-            stored = vars(module).get("weight")
-            chosen = keys is None or "weight" in names
-            if chosen and isinstance(stored, Weight | WeightStack) and stored.is_float:
-                module.weight = stored.dequantize()
             module._frozen = module._frozen - names if keys is not None else set()
         return self
 
@@ -257,6 +308,7 @@ class Methods(nn.Module):
         found = []
         for module in modules:
             own = {name for name, _, _ in module._own_arrays()}
+            own |= {"weight"} if _stores_floats(module) else set()
             if wanted is None:
                 found.append((module, own))
             else:
@@ -318,7 +370,10 @@ class Methods(nn.Module):
 
 
 def _shown(module: Any, key: str, value: Any) -> Any:
-    """A module's value as MLX's code gets it: an array in place of an ndarray."""
+    """A module's value as MLX's code gets it: an array in place of an ndarray or stored floats."""
+    if isinstance(value, Weight):
+        floats = stored_floats(value)
+        value = value if floats is None else floats
     if isinstance(value, np.ndarray | Tensor):
         return shared(value, lambda new: setattr(module, key, new))
     return value
@@ -365,6 +420,19 @@ def _of_arrays(self: Any, *args: Any, **kwargs: Any) -> Any:
     return result(call(*tree_raw(args), **tree_raw(kwargs)))
 
 
+def _to_quantized(
+    self: Any,
+    group_size: int | None = None,
+    bits: int | None = None,
+    mode: str = "affine",
+    quantize_input: bool = False,
+) -> nn.Module:
+    """This layer of pyloss with a quantized weight."""
+    from pyloss.mlx.nn.layers import quantized_like
+
+    return quantized_like(self, group_size, bits, mode, quantize_input)
+
+
 def class_with_methods(cls: type) -> type:
     """The class of pyloss's modules of this class that have MLX's methods."""
     if issubclass(cls, Methods):
@@ -374,6 +442,8 @@ def class_with_methods(cls: type) -> type:
         more = {name: vars(cls)[name] for name in ("recordable",) if name in vars(cls)}
         if not issubclass(cls, nn.Projecting):  # whose computation pyloss's layers know
             more["__call__"] = _of_arrays
+        if cls in (nn.Linear, nn.Embedding):
+            more["to_quantized"] = _to_quantized
         _CLASSES[cls] = type(cls.__name__, (Methods, cls), {"__module__": cls.__module__, **more})
     return _CLASSES[cls]
 
@@ -394,6 +464,8 @@ def with_mlx_methods(model: M) -> M:
         cls = class_with_methods(type(module))
         if cls is not type(module):
             object.__setattr__(module, "__class__", cls)
+            if _stores_floats(module):  # which pyloss does not train
+                module._frozen = module._frozen | {"weight"}
     model._changed("")
     vars(model).pop("_trained", None)
     return model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pyloss import ops, random
+from pyloss import nn as own, ops, random
 from pyloss.mlx.core import fast, reductions
 from pyloss.mlx.core.arrays import array, cast, of, promoted, result
 from pyloss.mlx.core.creation import ones, zeros
@@ -12,6 +12,7 @@ from pyloss.mlx.core.dtypes import float32
 from pyloss.mlx.core.elementwise import rsqrt
 from pyloss.mlx.core.random import bernoulli
 from pyloss.mlx.core.shaping import transpose
+from pyloss.mlx.nn.methods import Standing
 from pyloss.mlx.nn.module import Module
 
 
@@ -28,8 +29,10 @@ class _Affine(Module):
         return self.weight * y + self.bias if "weight" in self else y
 
 
-class RMSNorm(Module):
+class RMSNorm(Module, metaclass=Standing):
     """x / sqrt(mean(x^2) + eps) * weight along the last axis."""
+
+    _stands_for = own.RMSNorm
 
     def __init__(self, dims: int, eps: float = 1e-5):
         super().__init__()

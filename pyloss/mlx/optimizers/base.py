@@ -109,7 +109,12 @@ def _extend(parameters: Any, state: Any) -> Any:
         parameters = parameters.parameters()
     if isinstance(parameters, dict):
         for key, value in parameters.items():
-            state[key] = _extend(value, state[key] if key in state else _empty(value))
+            try:
+                owner, name = place_of(state, key)  # a dotted name: state of a file is nested
+            except KeyError:
+                owner, name = state, key
+            known = owner[name] if name in owner else _empty(value)
+            owner[name] = _extend(value, known)
         return state
     if isinstance(parameters, list | tuple):
         known = list(state)

@@ -55,7 +55,7 @@ def linear_to_lora_layers(
     `config` has `rank`, `scale`, `dropout` and `keys`, the names of layers within a decoder layer
     or in the model; without keys all layers within decoder layers get one. 0, numbers below it and
     those above the number of layers mean all. The base is frozen; parameters that were trained
-    before stay trained.
+    before stay trained, unless nothing was frozen.
 
     Raises KeyError without `scale`, ValueError if no key names a layer.
     """
@@ -67,10 +67,27 @@ def linear_to_lora_layers(
     given = {key: config[key] for key in ("rank", "scale", "dropout") if key in config}
     if config.get("keys") is not None:
         given["keys"] = _known_keys(model, config["keys"])
-    trained = set(model.trainable_parameters())
+    trained = _trained_arrays(model)
     ours.add_adapters(model, "dora" if use_dora else "lora", chosen, given)
     _train_again(model, trained)
     seen_as_mlx(model)
+
+
+def _trained_arrays(model: Any) -> set[str]:
+    """The names of the arrays that are trained; none if a script has frozen nothing."""
+    found, frozen = set(), False
+    for path, module in model.named_modules():
+        for name, _, parameter in module._own_arrays():
+            if parameter and name not in module._frozen:
+                found.add(f"{path}.{name}")
+        frozen = frozen or bool(module._frozen)
+    if found and not frozen:
+        log.warning(
+            "the base is frozen below the adapters; under mlx-lm it would be trained, since "
+            "nothing has called model.freeze()"
+        )
+        return set()
+    return found
 
 
 def _known_keys(model: Any, keys: Any) -> list[str]:

@@ -34,6 +34,7 @@ from pyloss.models.files.sources import with_rows
 from pyloss.models.saving import refuse_adapters
 from pyloss.models.text.gguf_vocabulary import model_name, vocabulary_metadata
 from pyloss.models.transformer import Model
+from pyloss.nn import plain_parameters
 from pyloss.runtime.device import to_device
 from pyloss.weights.formats import FLOATS
 from pyloss.weights.stack import WeightStack
@@ -397,7 +398,7 @@ def mixture_of(model: Model, type: str | None, importance: bool = False) -> Mixt
 
 def _values(model: Model) -> dict[str, Any]:
     """What is written, by the names of Hugging Face, in the parts that GGUF has."""
-    arrays = {**model.parameters(), **model.buffers()}
+    arrays = {**plain_parameters(model), **model.buffers()}
     values: dict[str, Any] = {**model.stored()}
     values |= {name: to_device(array, "cpu") for name, array in arrays.items()}
     if model.config.family.gguf_head and model.lm_head is None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pyloss.nn import plain_parameters
 from pyloss.weights.stack import WeightStack
 
 _PIECES, _PIECE = 16, 256
@@ -57,7 +58,7 @@ def _digest(arrays: Iterable[tuple[str, str, np.ndarray]]) -> str:
 
 def _arrays(model: Any, trained: Collection[str]) -> Iterator[tuple[str, str, np.ndarray]]:
     """Yield name, format and bytes of every array that is not trained."""
-    for name, array in model.parameters().items():
+    for name, array in plain_parameters(model).items():
         if name not in trained:
             host = np.asarray(array)
             yield name, str(host.dtype), host

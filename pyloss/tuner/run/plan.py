@@ -10,7 +10,7 @@ from pyloss.distributed import Group
 from pyloss.errors import counted, size_text
 from pyloss.losses.head import rows_at_once
 from pyloss.models.layers import HALF_CHECKPOINT_TOKENS
-from pyloss.nn import Module, count_parameters, recorded_module
+from pyloss.nn import Module, count_parameters, plain_parameters, recorded_module
 from pyloss.runtime.precision import (
     bfloat16_form,
     get_matmul_precision,
@@ -104,7 +104,7 @@ class _Sizes(NamedTuple):
 def stored_bytes(model: Any) -> int:
     """The bytes of a model's parameters and stored matrices, these at their size in the file."""
     stored = model.stored().values() if hasattr(model, "stored") else ()
-    return sum(int(array.nbytes) for array in (*model.parameters().values(), *stored))
+    return sum(int(array.nbytes) for array in (*plain_parameters(model).values(), *stored))
 
 
 def forward_bytes(model: Any, tokens: int) -> int:
