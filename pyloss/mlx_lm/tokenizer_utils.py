@@ -7,7 +7,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pyloss.loading import configure, load_tokenizer
+from pyloss.mlx_lm.arrays import array
 from pyloss.mlx_lm.names import absent
 from pyloss.models.text.special import eos_ids
 from pyloss.models.tokenizer import StreamDecoder, Tokenizer
@@ -111,6 +114,16 @@ class SPMStreamingDetokenizer(StreamingDetokenizer):
         super().__init__(tokenizer)
 
 
+def _tensors(ids: list[int], kind: str | None) -> Any:
+    """Token ids as a list, or as an array [1, N]. ValueError for another kind of arrays."""
+    if kind is None:
+        return ids
+    if kind not in ("mlx", "np"):
+        raise ValueError(f"return_tensors is {kind!r}; it must be 'mlx', 'np' or None")
+    found = np.array([ids], np.int32)
+    return found if kind == "np" else array(found)
+
+
 class TokenizerWrapper:
     """A tokenizer with a detokenizer, end tokens and what its chat template knows.
 
@@ -141,8 +154,15 @@ class TokenizerWrapper:
             (pair for pair in _THOUGHTS if all(token in vocabulary for token in pair)), None
         )
 
+    def encode(self, text: str, return_tensors: str | None = None, **options: Any) -> Any:
+        """The token ids of a text: a list, or [1, N] with `return_tensors` "mlx" or "np"."""
+        return _tensors(self._tokenizer.encode(text, **options), return_tensors)
+
     def apply_chat_template(self, *args: Any, tokenize: bool = True, **kwargs: Any) -> Any:
-        """A conversation as token ids, or with `tokenize=False` as text."""
+        """A conversation as token ids, or with `tokenize=False` as text; see `encode`."""
+        kind = kwargs.pop("return_tensors", None)
+        if kind is not None and tokenize:
+            return _tensors(self.apply_chat_template(*args, **kwargs), kind)
         kwargs.setdefault("enable_thinking", self.has_thinking)
         if self._chat_template is not None:
             text = self._chat_template(*args, **kwargs)

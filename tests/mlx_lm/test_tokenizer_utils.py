@@ -68,3 +68,14 @@ def test_refused_settings(made):
         tokenizer_utils.load(made / "base", {"padding_side": "left"})
     tokenizer = tokenizer_utils.load(made / "base.gguf", eos_token_ids=7)
     assert 7 in tokenizer.eos_token_ids
+
+
+def test_ids_as_arrays(wrapper):
+    ids = wrapper.encode("hello w")
+    assert wrapper.encode("hello w", return_tensors="np").tolist() == [ids]
+    assert wrapper.encode("hello w", return_tensors="mlx").tolist() == [ids]
+    chat = [{"role": "user", "content": "hello"}]
+    found = wrapper.apply_chat_template(chat, return_tensors="np")
+    assert found.tolist() == [wrapper.apply_chat_template(chat)]
+    with pytest.raises(ValueError, match="return_tensors is 'pt'"):
+        wrapper.encode("hello", return_tensors="pt")

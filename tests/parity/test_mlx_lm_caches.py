@@ -198,3 +198,21 @@ def test_a_cache_of_another_model(made):
     cache[0].trim(1)
     with pytest.raises(ValueError, match="different lengths"):
         logits(side, model, IDS[:3], cache)
+
+
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("as_array", [False, True])
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_masks_of_bounded_caches(tokens, as_array, window):
+    def case(side):
+        mx = side.mx
+        cache = side("models.cache").RotatingKVCache(max_size=8)
+        found = []
+        for n in (4, 3):
+            mask = cache.make_mask(tokens, window_size=window, return_array=as_array)
+            found.append(mask if mask is None or isinstance(mask, str) else np.array(mask))
+            part = mx.zeros((1, 1, n, 2))
+            cache.update_and_fetch(part, part)
+        return found
+
+    compare(case)

@@ -12,6 +12,7 @@ import numpy as np
 
 from pyloss import nn, random
 from pyloss.mlx_lm.arrays import seen_as_mlx
+from pyloss.models import transformer
 from pyloss.models.config.model_config import ModelConfig
 from pyloss.models.synthetic import random_model
 
@@ -38,12 +39,24 @@ class ModelArgs:
         return cls(**params)
 
 
-def Model(args: ModelArgs) -> Any:
+class _Kind(type):
+    def __instancecheck__(cls, x: Any) -> bool:
+        return isinstance(x, transformer.Model)
+
+
+class Model(metaclass=_Kind):
     """A new model of this shape; all of its parameters are trained.
 
     Its matrices begin as those of mlx.nn's layers. Raises ValueError for an option that pyloss does
-    not have, FormatError for a missing key.
+    not have, FormatError for a missing key. All models of pyloss are instances.
     """
+
+    def __new__(cls, args: ModelArgs) -> Any:
+        return new_model(args)
+
+
+def new_model(args: ModelArgs) -> Any:
+    """See `Model`."""
     settings = {key: value for key, value in vars(args).items() if value is not None}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "config.json"
