@@ -1,4 +1,4 @@
-"""mlx_lm.generate: generation with prompt caches, samplers and processors of mlx-lm's interface."""
+"""mlx_lm.generate: answers as text, and the command; `steps.py` and `batching.py` make them."""
 
 from __future__ import annotations
 
@@ -7,25 +7,26 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from pyloss.generation.batch import BatchGenerator as OwnGenerator
-from pyloss.generation.sampling import SamplingParams
 from pyloss.io.console import out
-from pyloss.mlx_lm.arrays import array, mx
+from pyloss.mlx_lm.arrays import mx
+from pyloss.mlx_lm.batching import BatchResponse, batch_generate
 from pyloss.mlx_lm.command import as_command
-from pyloss.mlx_lm.models.cache import (
-    load_prompt_cache,
-    make_prompt_cache,
-    read_tokens,
-    trim_prompt_cache,
-)
+from pyloss.mlx_lm.models.cache import load_prompt_cache
 from pyloss.mlx_lm.names import absent
-from pyloss.mlx_lm.sample_utils import LogitsProcessor, Sampler, greedy_sampler, make_sampler
+from pyloss.mlx_lm.sample_utils import make_sampler
+from pyloss.mlx_lm.steps import (
+    DEFAULT_QUANTIZED_KV_START,
+    generate_step,
+    generation_stream,
+    maybe_quantize_kv_cache,
+    speculative_generate_step,
+)
 from pyloss.mlx_lm.tokenizer_utils import TokenizerWrapper
 from pyloss.mlx_lm.utils import load
 from pyloss.models.text.special import encode_text
@@ -59,11 +60,7 @@ DEFAULT_XTC_THRESHOLD = 0.1
 DEFAULT_MIN_TOKENS_TO_KEEP = 1
 DEFAULT_SEED = None
 DEFAULT_MODEL = "mlx-community/Llama-3.2-3B-Instruct-4bit"
-DEFAULT_QUANTIZED_KV_START = 5000
 DEFAULT_PREFILL_STEP_SIZE = 2048
-
-#: stands for MLX's stream of generation; pyloss has none
-generation_stream = None
 
 
 @dataclass
@@ -102,165 +99,6 @@ def str2bool(string: str) -> bool:
 def wired_limit(model: Any, streams: Any = None) -> Iterator[None]:
     """Does nothing: there is no such limit."""
     yield
-
-
-def maybe_quantize_kv_cache(
-    prompt_cache: Any, quantized_kv_start: int, kv_group_size: int, kv_bits: int | None
-) -> None:
-    """Does nothing for `kv_bits` None. ValueError else: keys and values stay float32."""
-    if kv_bits is not None:
-        raise ValueError(
-            f"kv_bits is {kv_bits}, and keys and values stay float32: leave it out, "
-            "and bound their memory by max_kv_size"
-        )
-
-
-def generate_step(
-    prompt: Any,
-    model: Any,
-    stream: Any = generation_stream,
-    *,
-    max_tokens: int = 256,
-    sampler: Sampler | None = None,
-    logits_processors: list[LogitsProcessor] | None = None,
-    max_kv_size: int | None = None,
-    prompt_cache: Any = None,
-    prefill_step_size: int = 2048,
-    kv_bits: int | None = None,
-    kv_group_size: int = 64,
-    quantized_kv_start: int = DEFAULT_QUANTIZED_KV_START,
-    prompt_progress_callback: Callable[[int, int], None] | None = None,
-    input_embeddings: Any = None,
-) -> Iterator[tuple[int, Any]]:
-    """Yield the tokens after a prompt, each with the logs of all probabilities [V].
-
-    `sampler` gets the logs of the probabilities [1, V]; `logits_processors` get all tokens so far
-    and the logits [1, V]. A given `prompt_cache` is continued, and holds every yielded token; a new
-    one keeps at most `max_kv_size` tokens. `prompt_progress_callback` gets the tokens read so far,
-    and those of the prompt. `max_tokens` -1 has no end.
-
-    Raises ValueError for an empty prompt, and for `input_embeddings` and `kv_bits`.
-    """
-    if input_embeddings is not None:
-        raise ValueError("Model does not support input embeddings.")
-    maybe_quantize_kv_cache(prompt_cache, quantized_kv_start, kv_group_size, kv_bits)
-    ids = np.asarray(prompt).reshape(-1).astype(np.int32)
-    if not len(ids):
-        raise ValueError("Either input_embeddings or prompt (or both) must be provided.")
-    given = prompt_cache is not None
-    cache = prompt_cache if given else make_prompt_cache(model, max_kv_size)
-    told = prompt_progress_callback or (lambda done, total: None)
-    known: list[int] = ids.tolist()
-
-    def step(tokens: np.ndarray) -> tuple[int, Any]:
-        logits = read_tokens(model, tokens[None], cache, last=True)[:, -1]
-        for process in logits_processors or ():
-            logits = np.asarray(process(array(np.array(known)), array(logits)))
-        row = logits.astype(np.float32)
-        top = row.max()
-        logprobs = row - (top + np.log(np.exp(row - top).sum(dtype=np.float32)))
-        if sampler is None or sampler is greedy_sampler:
-            token = int(logprobs.argmax())
-        else:
-            token = int(np.asarray(sampler(array(logprobs))).reshape(-1)[0])
-        known.append(token)
-        return token, array(logprobs[0])
-
-    done, last = 0, len(ids) - 1
-    told(0, len(ids))
-    while done < last:
-        part = ids[done : min(done + prefill_step_size, last)]
-        read_tokens(model, part[None], cache, last=True)
-        done += len(part)
-        told(done, len(ids))
-    token, logprobs = step(ids[done:])
-    told(len(ids), len(ids))
-    count = 0
-    while count != max_tokens:
-        ahead = step(np.array([token], np.int32)) if given else None
-        yield token, logprobs
-        count += 1
-        if count == max_tokens:
-            return
-        token, logprobs = ahead or step(np.array([token], np.int32))
-
-
-def speculative_generate_step(
-    prompt: Any,
-    model: Any,
-    draft_model: Any,
-    stream: Any = generation_stream,
-    *,
-    num_draft_tokens: int = 2,
-    max_tokens: int = 256,
-    sampler: Sampler | None = None,
-    logits_processors: list[LogitsProcessor] | None = None,
-    prompt_cache: Any = None,
-    prefill_step_size: int = 512,
-    kv_bits: int | None = None,
-    kv_group_size: int = 64,
-    quantized_kv_start: int = DEFAULT_QUANTIZED_KV_START,
-) -> Iterator[tuple[int, Any, bool]]:
-    """Yield the tokens after a prompt as `generate_step`, and whether `draft_model` proposed them.
-
-    The draft model proposes `num_draft_tokens` at a time, and the model reads them together; those
-    that it would not have chosen are dropped. A given `prompt_cache` has the objects of the model's
-    layers and then of the draft model's.
-    """
-    maybe_quantize_kv_cache(prompt_cache, quantized_kv_start, kv_group_size, kv_bits)
-    models = model, draft_model
-    if prompt_cache is None:
-        caches = [make_prompt_cache(own) for own in models]
-    else:
-        caches = [prompt_cache[: len(models[0].layers)], prompt_cache[len(models[0].layers) :]]
-    ids = np.asarray(prompt).reshape(-1).astype(np.int32)
-    known: list[int] = ids.tolist()
-
-    def choose(logits: np.ndarray, tokens: list[int]) -> tuple[int, np.ndarray]:
-        row: Any = logits[None]
-        for process in logits_processors or ():
-            row = np.asarray(process(array(np.array(tokens)), array(row)))
-        row = row.astype(np.float32)
-        top = row.max()
-        logprobs = row - (top + np.log(np.exp(row - top).sum(dtype=np.float32)))
-        chosen = (sampler or greedy_sampler)(array(logprobs))
-        return int(np.asarray(chosen).reshape(-1)[0]), logprobs[0]
-
-    for own, cache in zip(models, caches, strict=True):
-        for begin in range(0, len(ids) - 1, prefill_step_size):
-            part = ids[begin : min(begin + prefill_step_size, len(ids) - 1)]
-            read_tokens(own, part[None], cache, last=True)
-    unread = [[int(ids[-1])], [int(ids[-1])]]
-    count = 0
-    while count != max_tokens:
-        left = num_draft_tokens if max_tokens < 0 else min(max_tokens - count, num_draft_tokens)
-        proposed: list[int] = []
-        feed = unread[1]
-        for _ in range(left):
-            logits = read_tokens(models[1], np.array([feed], np.int32), caches[1], last=True)
-            token, _ = choose(logits[0, -1], known + proposed)
-            proposed.append(token)
-            feed = [token]
-        wanted = np.array([unread[0] + proposed], np.int32)
-        logits = read_tokens(models[0], wanted, caches[0])[0]
-        accepted = 0
-        found: list[tuple[int, np.ndarray]] = []
-        for i in range(len(proposed) + 1):
-            at = len(unread[0]) - 1 + i
-            found.append(choose(logits[at], known + proposed[:i]))
-            if i == len(proposed) or found[-1][0] != proposed[i]:
-                break
-            accepted += 1
-        trim_prompt_cache(caches[0], len(proposed) - accepted)
-        trim_prompt_cache(caches[1], max(len(proposed) - accepted - 1, 0))
-        token = found[-1][0]
-        known += [*proposed[:accepted], token]
-        unread = [[token], [*(proposed[-1:] if accepted == len(proposed) else []), token]]
-        for i, (chosen, logprobs) in enumerate(found):
-            yield chosen, array(logprobs), i < accepted
-            count += 1
-            if count == max_tokens:
-                return
 
 
 def stream_generate(
@@ -345,167 +183,6 @@ def generate(model: Any, tokenizer: Any, prompt: Any, verbose: bool = False, **k
             flush=True,
         )
     return "".join(texts)
-
-
-@dataclass
-class BatchResponse:
-    """The answers of `batch_generate`, in the order of the prompts.
-
-    Attributes:
-        texts: of each prompt.
-        stats: tokens and times of the run.
-        caches: of each prompt, if asked for.
-        token_ids, logprobs: of each prompt the generated tokens, and the logs of their
-            probabilities, if asked for.
-    """
-
-    texts: list[str]
-    stats: Any
-    caches: list[list[Any]] | None
-    token_ids: list[list[int]] | None = None
-    logprobs: list[list[float]] | None = None
-
-
-#: options of mlx-lm's BatchGenerator that change only how the work is cut
-_SIZES = ("prefill_batch_size", "prefill_step_size", "stream")
-
-
-def batch_generate(
-    model: Any,
-    tokenizer: Any,
-    prompts: list[list[int]],
-    prompt_caches: list[list[Any]] | None = None,
-    max_tokens: int | list[int] = 128,
-    verbose: bool = False,
-    return_prompt_caches: bool = False,
-    return_token_ids: bool = False,
-    return_logprobs: bool = False,
-    **kwargs: Any,
-) -> BatchResponse:
-    """Answers to prompts of token ids, many at a time.
-
-    `kwargs`: `sampler` and `logits_processors` for all, `completion_batch_size` sequences at a
-    time. With `prompt_caches` or `return_prompt_caches` the prompts are answered one by one; given
-    caches are not changed. `logprobs` are those of the chosen tokens.
-    """
-    limits = [max_tokens] * len(prompts) if isinstance(max_tokens, int) else list(max_tokens)
-    if len(limits) != len(prompts):
-        raise ValueError(f"there are {len(prompts)} prompts, but max_tokens for {len(limits)}")
-    sampler, processors = kwargs.pop("sampler", None), kwargs.pop("logits_processors", None)
-    size, most = kwargs.pop("completion_batch_size", 32), kwargs.pop("max_kv_size", None)
-    for name in _SIZES:
-        kwargs.pop(name, None)
-    if kwargs:
-        raise TypeError(
-            f"batch_generate has no option {next(iter(kwargs))!r}; known are sampler, "
-            f"logits_processors, completion_batch_size, max_kv_size, {', '.join(_SIZES)}"
-        )
-    if prompt_caches is not None or return_prompt_caches or most is not None:
-        options = {"sampler": sampler, "logits_processors": processors, "max_kv_size": most}
-        found = _one_by_one(model, tokenizer, prompts, prompt_caches, limits, options)
-    else:
-        found = _together(model, tokenizer, prompts, limits, size, sampler, processors)
-    found.texts = [tokenizer.decode(ids) for ids in found.token_ids or ()]
-    if verbose:
-        stats = found.stats
-        out(
-            f"[batch_generate] Finished processing {len(prompts)}/{len(prompts)}\n"
-            f"[batch_generate] Prompt: {stats.prompt_tokens} tokens, "
-            f"{stats.prompt_tps:.3f} tokens-per-sec\n"
-            f"[batch_generate] Generation: {stats.generation_tokens} tokens, "
-            f"{stats.generation_tps:.3f} tokens-per-sec\n"
-            f"[batch_generate] Peak memory: {peak_memory() / 1e9:.3f} GB",
-            flush=True,
-        )
-    if not return_prompt_caches:
-        found.caches = None
-    if not return_token_ids:
-        found.token_ids = None
-    if not return_logprobs:
-        found.logprobs = None
-    return found
-
-
-def _together(
-    model: Any,
-    tokenizer: Any,
-    prompts: Any,
-    limits: list[int],
-    size: int,
-    sampler: Sampler | None,
-    processors: Sequence[LogitsProcessor] | None,
-) -> BatchResponse:
-    def choose(logits: np.ndarray) -> Any:
-        assert sampler is not None
-        row = logits.astype(np.float32)
-        top = row.max()
-        return sampler(array((row - (top + np.log(np.exp(row - top).sum())))[None]))
-
-    greedy = sampler is None or sampler is greedy_sampler
-    shown = [
-        lambda tokens, logits, process=process: np.asarray(process(array(tokens), array(logits)))
-        for process in processors or ()
-    ]
-    generator = OwnGenerator(
-        model,
-        tokenizer,
-        size,
-        logits_processors=shown,
-        logprobs=True,
-    )
-    params = [
-        SamplingParams(max_tokens=most, sampler=None if greedy else choose) for most in limits
-    ]
-    given = [list(map(int, np.asarray(prompt))) for prompt in prompts]
-    done = sorted(generator.run(given, params), key=lambda c: c.index) if given else []
-    ids, logs = [], []
-    for c in done:
-        kept = len(c.tokens) - (c.finish_reason == "stop")
-        ids.append(c.tokens[:kept])
-        logs.append((c.logprobs or [])[:kept])
-    return BatchResponse([], generator.stats, None, ids, logs)
-
-
-def _one_by_one(
-    model: Any, tokenizer: Any, prompts: Any, caches: Any, limits: list[int], options: Any
-) -> BatchResponse:
-    import copy
-
-    from pyloss.generation.batch import BatchStats
-
-    stats = BatchStats()
-    ids: list[list[int]] = []
-    logs: list[list[float]] = []
-    kept = []
-    for i, prompt in enumerate(prompts):
-        cache = make_prompt_cache(model, options["max_kv_size"])
-        if caches is not None and caches[i] is not None:
-            cache = copy.deepcopy(caches[i])
-        chosen: list[int] = []
-        logprobs: list[float] = []
-        begun = time.perf_counter()
-        steps = generate_step(
-            prompt,
-            model,
-            max_tokens=limits[i],
-            prompt_cache=cache,
-            sampler=options["sampler"],
-            logits_processors=options["logits_processors"],
-        )
-        for token, logs_of in steps:
-            if not chosen:
-                stats.prompt_time += time.perf_counter() - begun
-            stats.generation_tokens += 1
-            if token in tokenizer.eos_token_ids:
-                break
-            chosen.append(token)
-            logprobs.append(float(np.asarray(logs_of)[token]))
-        stats.prompt_tokens += int(np.size(prompt))
-        stats.generation_time += time.perf_counter() - begun
-        ids.append(chosen)
-        logs.append(logprobs)
-        kept.append(cache)
-    return BatchResponse([], stats, kept, ids, logs)
 
 
 def setup_arg_parser() -> argparse.ArgumentParser:

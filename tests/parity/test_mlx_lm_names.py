@@ -227,6 +227,23 @@ def test_missing_modules_are_mlx_lms():
             assert path.stem in here, path.stem
 
 
+@pytest.mark.parametrize("module", names.MODULES)
+def test_names_that_modules_import_from_others(module):
+    """Scripts import them from there, too: they are here, or refused."""
+    ours, theirs = pair(module)
+    inner = ("mlx_lm.cli_ui", "mlx_lm.gguf", "mlx_lm.generate_utils", "mlx_lm.processors")
+    for name, value in vars(theirs).items():
+        home = getattr(value, "__module__", None) or ""
+        other = home.startswith("mlx_lm.") and home != theirs.__name__
+        if name.startswith("_") or not other or home in (*inner, "mlx_lm.models.activations"):
+            continue
+        if home.startswith("mlx_lm.models.") and module.startswith("models."):
+            continue
+        if not hasattr(ours, name):
+            with pytest.raises(AttributeError, match="is not in pyloss: (?!docs/coming)"):
+                getattr(ours, name)
+
+
 def test_nothing_of_mlx_is_imported():
     assert "mlx_lm.models.llama" not in vars(sys.modules["pyloss.mlx_lm"])
     for name, module in list(sys.modules.items()):

@@ -127,9 +127,9 @@ class KVCache:
         held = self._held()
         return 0 if held is None else held[0].nbytes + held[1].nbytes
 
-    def make_mask(self, *args: Any, **kwargs: Any) -> Any:
-        """The mask of the next tokens, by the arguments of `create_attention_mask`."""
-        return create_attention_mask(*args, offset=self.offset, **kwargs)
+    def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> Any:
+        """The mask of the next N tokens; see `create_attention_mask`."""
+        return create_attention_mask(N, self.offset, return_array, window_size)
 
     def __copy__(self) -> Any:
         return self.__deepcopy__({})
@@ -214,7 +214,9 @@ class RotatingKVCache(KVCache):
     def size(self) -> int:
         return min(self.offset, self.max_size)
 
-    def make_mask(self, N: int, window_size: int | None = None, return_array: bool = False) -> Any:
+    def make_mask(  # type: ignore[override]
+        self, N: int, window_size: int | None = None, return_array: bool = False
+    ) -> Any:
         """The mask of the next N tokens over those that are kept."""
         window = window_size or self.max_size
         if N > 1:

@@ -95,5 +95,6 @@ def test_refused_settings(made, tmp_path):
     with pytest.raises(ValueError, match="grad_accumulation_steps"):
         run(made, tmp_path, grad_accumulation_steps=0)
     model, _ = load(str(made / "base"))
+    model.freeze()
     with pytest.raises(ValueError, match="no trainable parameters"):
         run(made, tmp_path, model=model)
