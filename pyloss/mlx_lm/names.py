@@ -193,6 +193,12 @@ DIFFERENT: dict[str, dict[str, str]] = {
 #: names that modules of mlx-lm import from others, and scripts from there
 IMPORTED = {
     "convert": {"quantize_model": "utils", "save": "utils", "upload_to_hub": "utils"},
+    "evaluate": {
+        "batch_generate": "generate",
+        "load": "utils",
+        "make_prompt_cache": "models.cache",
+        "make_sampler": "sample_utils",
+    },
     "fuse": {"upload_to_hub": "utils"},
     "generate": {
         "QuantizedKVCache": "models.cache",

@@ -50,7 +50,7 @@ def test_a_run(made, tmp_path):
 def test_a_run_of_several_epochs(made, tmp_path):
     def case(side):
         optimizer = side.optim.Adam(learning_rate=1e-3)
-        return run(side, made, tmp_path, optimizer=optimizer, iters=18, steps_per_eval=5)
+        return run(side, made, tmp_path, optimizer=optimizer, iters=9, steps_per_eval=5)
 
     compare(case, atol=1e-3)
 
