@@ -5,7 +5,8 @@
     loss = softmax_cross_entropy(logits, labels, reduction="mean")
     loss.backward()
 
-Names and arguments are pyloss's; the classes are the last axis. In `torch.nn.functional`:
+Names and arguments are pyloss's, without `out` and `return_*`: the result is one tensor. Classes
+are the last axis. In `torch.nn.functional`:
 
     cross_entropy(logits, labels)           softmax_cross_entropy(logits, labels, reduction="mean")
     kl_div(log_softmax(q), softmax(p))      kl_div_loss(q, p): of logits, summed over the classes
@@ -39,6 +40,7 @@ _DIFFERENTIABLE = (
     "logits_p",
     "hidden",
     "weight",
+    "bias",
     "hidden_q",
     "weight_q",
     "hidden_p",

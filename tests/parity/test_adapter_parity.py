@@ -250,6 +250,19 @@ def test_an_adapted_head_comes_with_its_base_from_peft(peft, folder, tmp_path):
         np.testing.assert_allclose(our_logits(model, IDS), logits, rtol=0, atol=2e-4)
 
 
+def test_mlx_lm_loads_adapters_alone(mlx_lm, folder, tmp_path):
+    """Not what is trained beside them: `one_rank`, whose files are for mlx-lm, refuses it."""
+    model = pyloss.load_model(folder)
+    settings = {"rank": 4, "scale": 2.0, "keys": KEYS, "modules_to_save": ["lm_head"]}
+    pyloss.tuner.linear_to_lora_layers(model, -1, settings)
+    with pytest.raises(ValueError, match="lm_head: mlx-lm loads adapters alone; fuse"):
+        pyloss.save_adapter(model, tmp_path / "refused", one_rank=True)
+    assert not (tmp_path / "refused").exists()
+    pyloss.save_adapter(model, tmp_path / "mlx")
+    with pytest.raises(ValueError, match="lm_head.weight: not an adapter parameter"):
+        load_mlx(mlx_lm, folder, tmp_path / "mlx")
+
+
 @pytest.mark.parametrize(
     ("name", "options"),
     [

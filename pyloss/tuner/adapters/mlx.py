@@ -33,7 +33,6 @@ from pyloss.tuner.adapters.layout import (
     low_rank_kind,
     one_kind,
 )
-from pyloss.tuner.adapters.merging import dense
 from pyloss.tuner.adapters.registry import KINDS, parameters_of, parts_of
 from pyloss.tuner.data.system_prompt import checked
 from pyloss.tuner.run.run_folder import with_own_keys
@@ -118,8 +117,8 @@ def write_mlx(
     the folder; a user's own keys of it are kept. `metadata` is that of the file of arrays, and
     `tables` are further arrays.
 
-    Raises ValueError for adapters of several kinds, and with `one_rank` for kinds that mlx-lm does
-    not have, such as DoRA over experts.
+    Raises ValueError for adapters of several kinds, and with `one_rank` for what mlx-lm does not
+    have: DoRA over experts, and anything that is trained beside adapters.
     """
     kind = one_kind("mlx-lm's layout", layers)
     if config is None:
@@ -129,9 +128,11 @@ def write_mlx(
         own = {part: attrgetter(part)(layer) for part in layer.parameter_names()}
         stored = layer.storable_arrays(own, config["lora_parameters"])
         arrays |= {f"{name}.{part}": array for part, array in stored.items()}
-        if one_rank and layer.kind == "tokens":  # mlx-lm knows whole tables
-            del arrays[f"{name}.tokens"]
-            tables = {**tables, f"{name}.weight": layer.merged(dense(layer.base.weight))}
+    if one_rank and tables:
+        raise ValueError(
+            f"{min(tables)}: mlx-lm loads adapters alone; fuse() keeps new tokens in the model's "
+            "weights (pyloss fuse)"
+        )
     if one_rank:
         rank = _pad_ranks(layers, arrays)
         config = {**config, "lora_parameters": {**config["lora_parameters"], "rank": rank}}
@@ -147,7 +148,13 @@ def mlx_config(kind: str, parameters: AdapterParameters) -> dict[str, Any]:
 def _pad_ranks(layers: Mapping[str, Any], arrays: dict[str, np.ndarray]) -> int:
     """Pads the arrays of low-rank adapters to the largest rank, which it returns."""
     low_rank_kind("mlx-lm", layers)
-    layers = main_adapters(layers)
+    beside = {name for name, layer in layers.items() if BIAS in layer.parameter_names()}
+    beside |= layers.keys() - main_adapters(layers).keys()
+    if beside:
+        raise ValueError(
+            f"{min(beside)}: mlx-lm loads adapters alone; fuse() keeps what is trained beside them "
+            "in the model's weights (pyloss fuse)"
+        )
     rank = max((layer.rank for layer in layers.values()), default=1)
     for name, layer in layers.items():
         if layer.kind == "dora" and layer.lora_a.ndim == 3:

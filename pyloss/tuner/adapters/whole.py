@@ -1,7 +1,7 @@
 """Layers that are trained as a whole beside adapters: PEFT's `modules_to_save` and `bias`.
 
 Each is an adapter whose weight, bias or both are trained copies of the base's. Files hold them
-under the layer's own names (`lm_head.weight`), which mlx-lm loads too.
+under the layer's own names (`lm_head.weight`).
 """
 
 from __future__ import annotations

@@ -139,7 +139,7 @@ def test_fused_and_saved(case, tmp_path):
 
 
 def test_exports(tmp_path):
-    """GGUF files and mlx-lm's layout have what is beside the adapters, too."""
+    """GGUF files have what is beside the adapters, too; adapters for others cannot have it."""
     pytest.importorskip("gguf")
     tiny.write_folder(tmp_path / "model", vocab_size=tiny.TOKENS, tied=False)
     model = pyloss.models.load_model(tmp_path / "model")
@@ -151,12 +151,9 @@ def test_exports(tmp_path):
     np.testing.assert_allclose(logits(again), want, rtol=0, atol=2e-5)
     with pytest.raises(ValueError, match="llama.cpp has no (whole|tokens) adapters"):
         write_lora_gguf(model, tmp_path / "lora.gguf")
-    save_adapter(model, tmp_path / "mlx", one_rank=True)
-    arrays = load_file(tmp_path / "mlx" / "adapters.safetensors")
-    assert arrays["model.embed_tokens.weight"].shape == (tiny.TOKENS, 32)
-    assert "model.embed_tokens.tokens" not in arrays and "lm_head.weight" in arrays
-    again = load_adapters(pyloss.models.load_model(tmp_path / "model"), tmp_path / "mlx")
-    np.testing.assert_allclose(logits(again), want, rtol=0, atol=2e-6)
+    with pytest.raises(ValueError, match="lm_head: mlx-lm loads adapters alone; fuse"):
+        save_adapter(model, tmp_path / "mlx", one_rank=True)
+    assert not (tmp_path / "mlx").exists()
 
 
 def test_the_folder_of_peft(tmp_path):
