@@ -50,9 +50,15 @@ class Projecting(Module):
         return ops.project(x, self.projection())
 
 
+def _projects(kind: type[Module]) -> bool:
+    """Whether a layer's computation is its projection, also where another one calls that."""
+    call = kind.__call__
+    return getattr(call, "__wrapped__", call) is Projecting.__call__
+
+
 def project_each(x: Any, *layers: Module) -> list[Any]:
     """The results of layers for one x; in one operation where all are plain projections."""
-    if all(type(layer).__call__ is Projecting.__call__ for layer in layers):
+    if all(_projects(type(layer)) for layer in layers):
         return ops.project_all(x, [layer.projection() for layer in layers])  # type: ignore[attr-defined]
     return [layer(x) for layer in layers]
 

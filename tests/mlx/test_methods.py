@@ -165,6 +165,8 @@ def test_a_model_of_pyloss_gets_the_methods():
     )
     for name in flat:
         np.testing.assert_allclose(grads[name].tolist(), own[name], rtol=1e-5)
+    assert type(model(x)) is type(model.first(x)) is mx.array
+    assert type(model.first(np.ones((5, 4), "f4"))) is np.ndarray
     model.freeze()
     model.layers[0].unfreeze()
     assert names(model.trainable_parameters()) == ["layers.0.weight"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
@@ -433,6 +434,12 @@ def _to_quantized(
     return quantized_like(self, group_size, bits, mode, quantize_input)
 
 
+@functools.wraps(nn.Projecting.__call__)
+def _projected(self: Any, x: Any) -> Any:
+    """`_of_arrays` of a layer that is one projection."""
+    return _of_arrays(self, x)
+
+
 def class_with_methods(cls: type) -> type:
     """The class of pyloss's modules of this class that have MLX's methods."""
     if issubclass(cls, Methods):
@@ -440,8 +447,8 @@ def class_with_methods(cls: type) -> type:
     if cls not in _CLASSES:
         # A class promises `recordable` for itself, not for its subclasses: these have its code.
         more = {name: vars(cls)[name] for name in ("recordable",) if name in vars(cls)}
-        if not issubclass(cls, nn.Projecting):  # whose computation pyloss's layers know
-            more["__call__"] = _of_arrays
+        # pyloss's layers know a projection's computation by `__wrapped__`.
+        more["__call__"] = _projected if cls.__call__ is nn.Projecting.__call__ else _of_arrays
         if cls in (nn.Linear, nn.Embedding):
             more["to_quantized"] = _to_quantized
         _CLASSES[cls] = type(cls.__name__, (Methods, cls), {"__module__": cls.__module__, **more})
