@@ -211,6 +211,8 @@ def raw(x: Any) -> Any:
         return x._value
     if isinstance(x, Tensor | np.ndarray):
         return recorded(x)
+    if isinstance(x, np.float64):  # a float of Python's, too
+        return float(x)
     if isinstance(x, np.generic):
         return np.asarray(x)
     if isinstance(x, list | tuple):
