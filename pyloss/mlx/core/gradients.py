@@ -90,7 +90,9 @@ def value_and_grad(
             )
 
         wanted = [i for i, part in enumerate((chosen, named)) if part]
-        value, found = autograd.value_and_grad(inner, wanted)(tree_raw(chosen), tree_raw(named))
+        value, found = autograd.value_and_grad(inner, wanted)(
+            _with_arrays(chosen), _with_arrays(named)
+        )
         by_part = dict(zip(wanted, found, strict=True))
         grads = [result(by_part[0][i % len(args)]) for i in positions]
         by_position = None if not positions else grads[0] if single else tuple(grads)
