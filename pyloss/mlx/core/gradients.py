@@ -9,6 +9,7 @@ from typing import Any
 from pyloss import autograd
 from pyloss.autograd.scope import no_grad
 from pyloss.autograd.tensor import Tensor
+from pyloss.autograd.trees import tree_map
 from pyloss.mlx.core.arrays import array, of, raw, result, tree_raw
 
 
@@ -101,6 +102,11 @@ def value_and_grad(
         return result(value), by_position
 
     return wrapped
+
+
+def _with_arrays(tree: dict) -> Any:
+    """Values to differentiate by; numbers become float32."""
+    return tree_map(lambda x: raw(array(x)) if isinstance(x, float) else x, tree_raw(tree))
 
 
 def grad(fun: Callable, argnums: int | Sequence[int] | None = None, argnames: Any = ()) -> Callable:
