@@ -10,6 +10,7 @@ from pyloss.io.console import out
 from pyloss.io.files import read_json
 from pyloss.models.fusing import fuse_modules as fuse_adapters
 from pyloss.models.resizing import tie_head, untie_head
+from pyloss.models.transformer import Model
 from pyloss.nn import Module, count_parameters
 from pyloss.optim import build_schedule
 from pyloss.tuner.adapters.adapter import adapter_modules
@@ -46,7 +47,8 @@ def add_adapters(model: Any, kind: str, num_layers: int, config: Mapping[str, An
     """
     parameters = parameters_of(kind).read(config)
     whole = set(whole_modules(model, getattr(parameters, "modules_to_save", ())))
-    untied = not getattr(parameters, "ensure_weight_tying", True) and model.lm_head is None
+    tied = isinstance(model, Model) and model.lm_head is None
+    untied = tied and not getattr(parameters, "ensure_weight_tying", True)
     if untied:
         untie_head(model)
     try:

@@ -20,6 +20,7 @@ CASES = {
     "head": (False, None, {"modules_to_save": ["lm_head"]}, {}),
     "norms": (False, None, {"modules_to_save": ["norm"]}, {}),
     "a layer with a bias": (False, None, {"modules_to_save": ["k_proj"]}, {}),
+    "a block": (False, None, {"modules_to_save": ["mlp"]}, {}),
     "both tied copies": (True, None, {"modules_to_save": ["embed_tokens", "lm_head"]}, {}),
     "one tied copy": (True, None, {"modules_to_save": ["embed_tokens"]}, {}),
     "tied": (True, None, {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}, {}),

@@ -196,7 +196,7 @@ def _take_companions(
         elif name.endswith(_BASE_BIAS) and bias != "none":
             biases[name.removesuffix(_BASE_BIAS)] = arrays.pop(name)
         elif part in ("weight", "bias") and ".lora_" not in name:
-            named = any(f".{module}".endswith(key) for key in saved)
+            named = _is_saved(module, saved)
             if not named and part == "weight" and is_table(module):
                 tables[module] = arrays.pop(name)
             elif not named and part == "bias" and f"{module}.lora_A.weight" in arrays:
@@ -205,6 +205,13 @@ def _take_companions(
                 layer = layers.setdefault(module, StoredLayer({}, kind="whole"))
                 layer.arrays[part] = arrays.pop(name)
     return layers, biases, tables
+
+
+def _is_saved(module: str, saved: Collection[str]) -> bool:
+    """Whether `modules_to_save` names the module or one that it is in, by the end of its name."""
+    parts = module.split(".")
+    outer = [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
+    return any(name.endswith(key) for name in outer for key in saved)
 
 
 def _settings(
