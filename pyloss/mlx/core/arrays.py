@@ -163,6 +163,20 @@ class array(Tensor, metaclass=_ArrayType):
 
 
 def of(value: Any) -> array:
+    """The `array` of an ndarray or Tensor.
+
+    A module's parameter, or a view of one, is copied: it changes with the next update.
+    """
+    if (
+        type(value) is np.ndarray
+        and _SHARED
+        and (id(value) in _SHARED or id(value.base) in _SHARED)
+    ):
+        value = value.copy()
+    return _over(value)
+
+
+def _over(value: Any) -> array:
     """The `array` of an ndarray or Tensor, without a copy."""
     new = array.__new__(array)
     new._home = None
@@ -181,7 +195,7 @@ def shared(value: Any, home: Callable[[array], None] | None = None) -> array:
         return of(value)
     found = _SHARED.get(id(value))
     if found is None or found._value is not value:
-        found = of(value)
+        found = _over(value)
         _SHARED[id(value)] = found
     found._home = home
     return found
@@ -242,7 +256,7 @@ def result(y: Any, sources: Iterable[Any] = ()) -> Any:
         return of(y)
     if isinstance(y, np.ndarray):
         if y.base is not None and any(id(x) in _SHARED for x in sources):
-            y = y.copy()
+            return _over(y.copy())
         return of(y)
     if isinstance(y, np.generic):
         return of(np.asarray(y))
