@@ -26,6 +26,7 @@ LAYERS = [
     ["ops"],
     ["nn", "optim"],
     ["losses", "gradient_check"],
+    ["recursive"],
     ["models"],
     ["generation"],
     ["tuner"],

@@ -58,7 +58,8 @@ class ACTLossHead(Module):
        the sequence has to halt there;
     3. sigmoid(max of both q logits of this step).
 
-    `q_continue=False` leaves that term out, and with it the second forward pass.
+    `q_continue=False` leaves that term out, and with it the second forward pass. By default it is
+    left out where a model that `gives_own_targets` (`pyloss.recursive`) gives none.
 
     A sequence without a valid label is a row that pads the batch. With `padded_rows="reference"` it
     is, as in the authors' code ("assuming the batch is always full"), a sequence predicted right:
@@ -73,7 +74,7 @@ class ACTLossHead(Module):
         model: Any,
         loss_type: str | Callable,
         *,
-        q_continue: bool = True,
+        q_continue: bool | None = None,
         padded_rows: str = "reference",
     ) -> None:
         super().__init__()
@@ -88,11 +89,15 @@ class ACTLossHead(Module):
             raise ValueError(
                 f"padded_rows is {padded_rows!r}; it must be {' or '.join(map(repr, _PADDED_ROWS))}"
             )
-        if q_continue and hasattr(model, "next_q_logits") and not hasattr(model, "halt_max_steps"):
+        if (
+            q_continue is not False
+            and hasattr(model, "next_q_logits")
+            and not hasattr(model, "halt_max_steps")
+        ):
             raise ValueError("a model with next_q_logits must say its halt_max_steps")
         self.model = model
         self.loss_fn: Callable = loss_type if callable(loss_type) else _LOSSES[loss_type]
-        self.q_continue = bool(q_continue)
+        self.q_continue = q_continue
         self.padded_rows = padded_rows
 
     def initial_carry(self, *args: Any, **kwargs: Any) -> Any:
@@ -106,8 +111,9 @@ class ACTLossHead(Module):
 
         `loss` is a scalar, a Tensor while a gradient is recorded; float64 logits are computed in
         float64, others in float32. `outputs` are those of the model named in `return_keys`, as
-        ndarrays; names that it does not return are ignored, so that one list may also name a
-        batch's keys. `all_halted`: whether all sequences have halted.
+        ndarrays, and "preds" is the argmax of the logits, [B, T]; names that it does not return are
+        ignored, so that one list may also name a batch's keys. `all_halted`: whether all sequences
+        have halted.
 
         `metrics` are Python numbers. Sums over the halted sequences, to be divided by `count`,
         their number: `accuracy` (share of valid labels predicted right), `exact_accuracy` (all
@@ -148,7 +154,11 @@ class ACTLossHead(Module):
         lm_loss = (token_loss / divisor[:, None].astype(data(token_loss).dtype)).sum()
         q_halt_loss = _q_loss(q_halt, all_right, kept)
         q_loss, q_continue_loss = q_halt_loss, 0.0
-        if self.q_continue:
+        wanted = self.q_continue
+        if wanted is None:
+            own = getattr(self.model, "gives_own_targets", False)
+            wanted = not own or "target_q_continue" in outputs
+        if wanted:
             q_continue_loss = self._q_continue_loss(new_carry, outputs, q_halt, steps, kept)
             q_loss = q_halt_loss + q_continue_loss
 
@@ -164,6 +174,8 @@ class ACTLossHead(Module):
             "q_continue_loss": float(data(q_continue_loss)),
         }
         returned = {key: data(outputs[key]) for key in return_keys if key in outputs}
+        if "preds" in return_keys and "preds" not in outputs:
+            returned["preds"] = np.asarray(data(logits)).argmax(-1)
         return new_carry, lm_loss + q_loss * 0.5, metrics, returned, bool(halted[kept].all())
 
     def _q_continue_loss(
