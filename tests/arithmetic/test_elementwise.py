@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import pyloss
 from pyloss.arithmetic import (
     BINARY,
     GRADIENT_READS,
@@ -50,6 +51,14 @@ def test_numbers_become_float32(name, number):
     a, f = normal(3, 5), getattr(np, name)
     assert np.array_equal(binary(name, a, number), f(a, np.float32(number)))
     assert np.array_equal(binary(name, number, a), f(np.float32(number), a))
+
+
+def test_arrays_with_more_axes_than_the_core_reads_are_left_to_numpy():
+    x = normal(*(2,) * 9)
+    assert unary("absolute", x) is None and binary("add", x, x) is None
+    value, grad = pyloss.value_and_grad(lambda t: np.sum(np.abs(t) * t))(x)
+    np.testing.assert_allclose(value, np.sum(np.abs(x) * x), rtol=1e-5)
+    np.testing.assert_allclose(grad, 2 * np.abs(x), rtol=1e-6)
 
 
 def test_other_arguments_are_left_to_numpy():
