@@ -8,8 +8,9 @@ import numpy as np
 
 from pyloss.autograd.tape import data
 from pyloss.mlx import core as mx
-from pyloss.mlx.core.arrays import result
+from pyloss.mlx.core.arrays import raw, result
 from pyloss.mlx.nn import with_mlx_methods
+from pyloss.models.layers import Packing
 from pyloss.models.transformer import Model
 
 __all__ = ["array", "mx", "seen_as_mlx"]
@@ -84,7 +85,47 @@ class _Decoding:
         return array(states).reshape(rows, columns, -1)
 
 
-#: the class that is called as mlx-lm's are, for each class of models and decoders
+class _Layered:
+    """A decoder layer that is also called as mlx-lm's: `layer(h, mask, cache=None)`."""
+
+    _model: Any
+
+    def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(args[0] if args else kwargs.get("packing"), Packing):
+            return super().__call__(x, *args, **kwargs)  # type: ignore[misc]
+        return self._of_batch(x, *args, **kwargs)
+
+    def _of_batch(self, x: Any, mask: Any = None, cache: Any = None) -> Any:
+        """The hidden states [B, T, hidden] after this layer.
+
+        ValueError for a cache, a mask that is not causal, and where hidden states are scaled
+        between layers.
+        """
+        states = array(x)
+        rows, columns, width = states.shape
+        if cache is not None:
+            raise ValueError("a layer takes no cache by itself: the model takes one")
+        if not _is_causal(mask, columns):
+            raise ValueError('mask must be "causal" or such an array: pyloss has no other masks')
+        if self._model.config.residual_multiplier not in (None, 1):
+            raise ValueError("layers of this family run as parts of the model alone")
+        packing = self._model._pack(np.full(rows, columns))
+        packed = raw(states.reshape(rows * columns, width))
+        found = super().__call__(packed, packing)  # type: ignore[misc]
+        return array(found).reshape(rows, columns, width)
+
+
+def _is_causal(mask: Any, tokens: int) -> bool:
+    """Whether a mask lets each of so many tokens see those up to itself."""
+    if mask is None or isinstance(mask, str):
+        return mask == "causal" or (mask is None and tokens == 1)
+    values = np.asarray(data(mask))
+    seen = values if values.dtype == bool else values == 0
+    wanted = np.tri(tokens, dtype=bool)
+    return seen.shape[-2:] == wanted.shape and bool((seen == wanted).all())
+
+
+#: the class that is called as mlx-lm's are, for each class of models, decoders and layers
 _CLASSES: dict[type, type] = {}
 
 
@@ -93,7 +134,9 @@ def _called(module: Any, as_mlx: type) -> None:
     if issubclass(cls, as_mlx):
         return
     if cls not in _CLASSES:
-        _CLASSES[cls] = type(cls.__name__, (as_mlx, cls), {"__module__": cls.__module__})
+        # A class promises `recordable` for itself; these make the same calls of the core.
+        promise = {name: vars(cls)[name] for name in ("recordable",) if name in vars(cls)}
+        _CLASSES[cls] = type(cls.__name__, (as_mlx, cls), {"__module__": cls.__module__, **promise})
     object.__setattr__(module, "__class__", _CLASSES[cls])
 
 
@@ -105,5 +148,8 @@ def seen_as_mlx(model: Model) -> Model:
     with_mlx_methods(model)
     _called(model, _Called)
     _called(model.model, _Decoding)
-    object.__setattr__(model.model, "_model", model)
+    for layer in model.layers:
+        _called(layer, _Layered)
+    for module in (model.model, *model.layers):
+        object.__setattr__(module, "_model", model)
     return model

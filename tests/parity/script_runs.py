@@ -74,7 +74,7 @@ def _chat(rng, repeat):
     """Sums in words, with weights that `own_dataset` reads."""
     a, b = (int(x) for x in rng.integers(2, 60, 2))
     question = f"How much is {a} and {b}, for {('cats', 'hens', 'boats')[a % 3]}? " * repeat
-    answer = f"It is {a + b}, " + "since tens and ones add up. " * int(rng.integers(1, 2 + repeat))
+    answer = f"It is {a + b}, " + "as tens add up. " * int(rng.integers(1, 2 + repeat))
     turns = [("user", question.strip()), ("assistant", answer.strip())]
     messages = [{"role": role, "content": text} for role, text in turns]
     return {"messages": messages, "weight": float(rng.choice([0.5, 1.0, 2.0]))}

@@ -409,3 +409,38 @@ def test_hidden_states_below_the_head(made):
         return np.array(states), np.array(head(states)), not hasattr(model, "fuse")
 
     compare(case, atol=1e-4)
+
+
+def test_layers_one_by_one(made):
+    """A script that walks through the decoder layers, and their gradients."""
+
+    def case(side):
+        model, _ = adapted(side, made)
+        filled(side, model, seed=4)
+        masks = side("models.base").create_attention_mask
+
+        def states(model, ids):
+            h = model.model.embed_tokens(ids)
+            for layer in model.model.layers:
+                h = layer(h, masks(h, None), None)
+            return h
+
+        ids = side.mx.array(np.concatenate([IDS, IDS[:, ::-1]]))
+        step = side.nn.value_and_grad(model, lambda m, x: side.mx.square(states(m, x)).mean())
+        value, grads = step(model, ids)
+        return np.array(states(model, ids)), value, sorted(side.tree.tree_flatten(grads))
+
+    compare(case, atol=1e-4)
+
+
+def test_layers_take_causal_masks_alone(made):
+    _, side = sides()
+    model, _ = loaded(side, made)
+    h = side.mx.zeros((1, 3, 32))
+    ones = side.mx.array(np.tri(3, dtype=bool))
+    np.testing.assert_array_equal(model.layers[0](h, "causal"), model.layers[0](h, ones))
+    for mask in (None, ~np.array(ones), side.mx.zeros((3, 3))):
+        with pytest.raises(ValueError, match='mask must be "causal"'):
+            model.layers[0](h, mask)
+    with pytest.raises(ValueError, match="takes no cache"):
+        model.layers[0](h, "causal", object())
