@@ -21,7 +21,7 @@ TABLES := $(filter %.def %.cl,$(CORE))
 
 .PHONY: help demo demo-distill test test-all readme parity lint sanitized sanitize fuzz
 .PHONY: fuzz-sanitize bench bench-train bench-losses bench-distill bench-opencl bench-scaling \
-    bench-families bench-tape bench-optimizers bench-quantize bench-distributed clean
+    bench-families bench-tape bench-optimizers bench-quantize bench-distributed bench-mlx clean
 
 help:
 	@echo 'make demo           set up .venv and fine-tune the embedded model (about ten minutes)'
@@ -40,6 +40,7 @@ help:
 	@echo 'make bench-losses   measure the losses of pyloss and its peers'
 	@echo 'make bench-distill  measure distillation, beside a plain loop in torch'
 	@echo 'make bench-quantize  K-quants beside llama.cpp, tuned scales beside mlx-lm (hours)'
+	@echo 'make bench-mlx      scripts written for mlx-lm, beside mlx-lm itself (two hours)'
 	@echo 'make bench-tape     measure attention, NumPy on Tensors and optimizers, beside torch'
 	@echo 'make bench-families  steps of each family, and what models of real sizes need (an hour)'
 	@echo 'make bench          measure matrix products, experts, loading and imports'
@@ -129,6 +130,9 @@ bench-distill: $(VENV)/done-install $(VENV)/done-model $(VENV)/done-parity $(VEN
 
 bench-quantize: $(VENV)/done-install $(VENV)/done-model $(VENV)/done-parity $(VENV)/done-bench
 	$(BIN)/python benchmarks/quantize.py
+
+bench-mlx: $(VENV)/done-install $(VENV)/done-model $(VENV)/done-parity $(VENV)/done-bench
+	$(BIN)/python benchmarks/mlx_scripts.py
 
 bench-tape: $(VENV)/done-install $(VENV)/done-parity $(VENV)/done-bench
 	$(BIN)/python benchmarks/tape.py

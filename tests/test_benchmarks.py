@@ -21,6 +21,7 @@ import layer_errors
 import limit_tables
 import loss_rows
 import matmul
+import mlx_scripts
 import opencl
 import quantize
 import scaling
@@ -392,3 +393,41 @@ def test_errors_of_gradients_are_those_of_each_layer_over_all_batches():
         )
         assert error == pytest.approx(np.sqrt(away / size))
     assert len(errors) == 2
+
+
+def test_a_script_under_mlx_and_pyloss_is_a_row():
+    """Losses near 0 are compared by themselves, others by the share of their difference."""
+    theirs = {"tokens_per_s": 2.5, "losses": [4.0, 0.0]}
+    ours = {"tokens_per_s": 100.0, "losses": [4.0004, 0.00002]}
+    assert mlx_scripts.row("a_script", theirs, ours) == ("a script", "2.5", "100", "40", "1e-04")
+    assert mlx_scripts.mean_ratio([(theirs, ours), (ours, theirs)]) == pytest.approx(1.0)
+    with pytest.raises(ValueError, match="1 losses were found, and 2 expected"):
+        mlx_scripts.difference([4.0], theirs["losses"])
+
+
+def test_scripts_for_mlx_are_measured_in_turn(monkeypatch, capsys):
+    """Each under both; a name that is no script is refused before anything runs."""
+    asked = []
+
+    def run_json(program, side, *given):
+        asked.append((program, side, *given[:1], *given[2:]))
+        return {"tokens_per_s": {"mlx": 2.0, "pyloss": 80.0}[side], "losses": [1.0]}
+
+    for name, value in {"run_json": run_json, "room": lambda: "room", "machine": str}.items():
+        monkeypatch.setattr(mlx_scripts, name, value)
+    monkeypatch.setattr(
+        sys, "argv", ["mlx_scripts.py", "--quick", "--clock=cpu", "--only=resume,on_policy"]
+    )
+    mlx_scripts.main()
+    options = ("--updates", "1", "--rounds", "1", "--clock", "cpu")
+    assert asked == [
+        ("mlx_script.py", side, script, *options, *more)
+        for script in ("resume", "on_policy")
+        for side, more in (("pyloss", ("--more", "8")), ("mlx", ()))
+    ]
+    printed = capsys.readouterr().out
+    assert "| on policy | 2.0 | 80 | 40 | 0e+00 |" in printed and "ratios is 40" in printed
+    monkeypatch.setattr(sys, "argv", ["mlx_scripts.py", "--only", "resum"])
+    with pytest.raises(SystemExit):
+        mlx_scripts.main()
+    assert "no script is called 'resum'" in capsys.readouterr().err and len(asked) == 4
