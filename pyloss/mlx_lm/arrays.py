@@ -140,12 +140,16 @@ def _called(module: Any, as_mlx: type) -> None:
     object.__setattr__(module, "__class__", _CLASSES[cls])
 
 
-def seen_as_mlx(model: Model) -> Model:
+def seen_as_mlx(model: Any) -> Any:
     """Give a model, and all modules in it, MLX's methods and mlx-lm's call; return the same object.
+
+    A model of a script's own has its own call.
 
     pyloss's functions take it as before. Modules that are put into it later need another call.
     """
     with_mlx_methods(model)
+    if not isinstance(model, Model):
+        return model
     _called(model, _Called)
     _called(model.model, _Decoding)
     for layer in model.layers:

@@ -1,4 +1,10 @@
-"""Runs one piece of script under mlx-lm and under pyloss.mlx_lm, and compares what it returns."""
+"""Runs one piece of script under mlx-lm and under pyloss.mlx_lm, and compares what it returns.
+
+Of what mlx-lm's own tests are about, these are not compared, since pyloss does not have them: Metal
+kernels and wired memory (a GPU of Apple's), sharded models and pipelines (distributed), the
+BatchGenerator of the server, quantized and batched caches and those of state-space layers, input
+embeddings, custom model code, and float16 outputs of single layers (pyloss computes in float32).
+"""
 
 import dataclasses
 import importlib
