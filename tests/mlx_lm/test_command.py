@@ -33,6 +33,15 @@ def test_an_error_is_one_line(made):
     assert done.stderr == "error: Must provide at least one of --train or --test\n"
 
 
+def test_commands_by_their_names(made):
+    argv = [sys.executable, "-m", "pyloss.mlx_lm"]
+    words = ["generate", "--model", "base", "-p", "hello", "-m", "2", "--verbose", "F"]
+    done = subprocess.run([*argv, *words], capture_output=True, text=True, cwd=made, check=False)
+    assert done.returncode == 0 and done.stdout, done.stderr
+    done = subprocess.run([*argv, "serve"], capture_output=True, text=True, cwd=made, check=False)
+    assert done.returncode == 2 and done.stderr.startswith("error: there is no command 'serve': ")
+
+
 def test_a_run(made):
     words = "--model base --data data --train --iters 2 --batch-size 2 --num-layers 1".split()
     done = command("lora", *words, "--adapter-path", "new", "--steps-per-report", "1", cwd=made)
