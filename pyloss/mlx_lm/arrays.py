@@ -85,6 +85,18 @@ class _Decoding:
         return array(states).reshape(rows, columns, -1)
 
 
+class _Mixing:
+    """The attention of a decoder layer, which its layer alone calls."""
+
+    def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(args[0] if args else kwargs.get("packing"), Packing):
+            raise TypeError(
+                "attention is called by its layer alone: layer(h, mask) gives the hidden states "
+                "after the layer, and model.model(ids) those after all"
+            )
+        return super().__call__(x, *args, **kwargs)  # type: ignore[misc]
+
+
 class _Layered:
     """A decoder layer that is also called as mlx-lm's: `layer(h, mask, cache=None)`."""
 
@@ -154,6 +166,7 @@ def seen_as_mlx(model: Any) -> Any:
     _called(model.model, _Decoding)
     for layer in model.layers:
         _called(layer, _Layered)
+        _called(layer.self_attn, _Mixing)
     for module in (model.model, *model.layers):
         object.__setattr__(module, "_model", model)
     return model

@@ -444,3 +444,5 @@ def test_layers_take_causal_masks_alone(made):
             model.layers[0](h, mask)
     with pytest.raises(ValueError, match="takes no cache"):
         model.layers[0](h, "causal", object())
+    with pytest.raises(TypeError, match="attention is called by its layer alone"):
+        model.layers[0].self_attn(h, "causal")
