@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from pyloss.mlx.core.arrays import array, call, cast, of, promoted, raw
-from pyloss.mlx.core.dtypes import float32, int32
+from pyloss.mlx.core.dtypes import float32, int32, int64
 
 Shape = int | Sequence[int]
 
@@ -90,8 +91,15 @@ def arange(
     """Numbers from `start` to below `stop`; int32, or float32 if any of them is a float."""
     if stop is None:
         start, stop = 0, start
-    given = [x.item() if isinstance(x, array) else x for x in (start, stop, step or 1)]
+    step = 1 if step is None else step
+    given = [x.item() if isinstance(x, array) else x for x in (start, stop, step)]
     kind = dtype or (float32 if any(isinstance(x, float) for x in given) else int32)
+    if not all(math.isfinite(x) for x in given) or given[2] == 0:
+        raise ValueError(f"arange needs finite numbers and a step that is not 0, not {given}")
+    if dtype is None and kind == int32 and not all(-(2**31) <= x < 2**31 for x in given):
+        kind = int64
+    if (given[1] - given[0]) / given[2] >= 2**31:
+        raise ValueError(f"arange of {given} has more than 2^31 numbers")
     return of(np.arange(*given).astype(kind))
 
 
@@ -109,13 +117,11 @@ def linspace(
 
 def meshgrid(
     *arrays: Any, sparse: bool | None = False, indexing: str | None = "xy", stream: Any = None
-) -> list[array]:
+) -> tuple[array, ...]:
     """The coordinates of a grid."""
     values = [np.asarray(raw(x)) for x in arrays]
-    return [
-        of(x.copy())
-        for x in np.meshgrid(*values, sparse=bool(sparse), indexing=indexing or "xy")  # type: ignore[call-overload]
-    ]
+    grids: Any = np.meshgrid(*values, sparse=bool(sparse), indexing=indexing or "xy")  # type: ignore[call-overload]
+    return tuple(of(x.copy()) for x in grids)
 
 
 def _window(values: np.ndarray) -> array:

@@ -176,7 +176,7 @@ def topk(a: Any, /, k: int, axis: int | None = -1, *, stream: Any = None) -> arr
     """The k largest elements, in ascending order (MLX promises no order)."""
     found = raw(sort(a, axis))
     along = len(found.shape) - 1 if axis is None else axis % len(found.shape)
-    if not 0 < k <= found.shape[along]:
+    if not 0 <= k <= found.shape[along]:
         raise ValueError(f"k is {k}; axis {axis} has {found.shape[along]} elements")
     return of(found)[(slice(None),) * along + (slice(found.shape[along] - k, None),)]
 
