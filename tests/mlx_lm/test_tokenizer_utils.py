@@ -79,3 +79,15 @@ def test_ids_as_arrays(wrapper):
     assert found.tolist() == [wrapper.apply_chat_template(chat)]
     with pytest.raises(ValueError, match="return_tensors is 'pt'"):
         wrapper.encode("hello", return_tensors="pt")
+
+
+def test_of_the_first_spaces_one_is_left_out(wrapper):
+    """As mlx-lm's detokenizer for byte-level tokenizers: a space waits for the next token."""
+    detokenizer = tokenizer_utils.BPEStreamingDetokenizer(wrapper)
+    space, letter = (wrapper.convert_tokens_to_ids(token) for token in ("Ġ", "a"))
+    segments = []
+    for token in (space, space, letter, space, letter, space):
+        detokenizer.add_token(token)
+        segments.append(detokenizer.last_segment)
+    detokenizer.finalize()
+    assert segments == ["", "", " a", "", " a", ""] and detokenizer.text == " a a "
