@@ -5,14 +5,17 @@ The settings are PEFT's: `modules_to_save`, `bias` and `trainable_token_indices`
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyloss.checks.numbers import shown
-from pyloss.models.resizing import EMBEDDING
+from pyloss.errors import FormatError, listed
+from pyloss.models.resizing import EMBEDDING, HEAD
 from pyloss.nn import Module, SwitchLinear
 from pyloss.tuner.adapters.adapter import Adapter
-from pyloss.tuner.adapters.layout import BIAS
+from pyloss.tuner.adapters.layout import BIAS, CONFIG_FILE, StoredAdapter
 from pyloss.tuner.adapters.registry import COMPANIONS, adapter_class, takes_adapter
 from pyloss.tuner.adapters.selection import hints
 
@@ -76,6 +79,37 @@ def whole_modules(model: Any, keys: Iterable[str]) -> dict[str, Module]:
             )
         found |= chosen
     return found
+
+
+def check_saved(model: Any, adapter: StoredAdapter, stored: Collection[str]) -> None:
+    """Checks that the weights of PEFT's `modules_to_save` are in the adapter's files.
+
+    `stored` are the adapter's layers by the model's names. Raises FormatError naming the modules of
+    the model that lack theirs; warns of a name that neither a module nor a tensor has: PEFT adds
+    names of heads that some models do not have.
+    """
+    missing, unknown = [], []
+    for key in adapter.saved:
+        there = modules_named(model, key)
+        chosen = [name for name, module in there.items() if takes_adapter(module, "whole")]
+        if f".{HEAD}".endswith(f".{key}") and getattr(model, HEAD, 0) is None:
+            # a head that is the embedding
+            chosen = [] if {HEAD, EMBEDDING} & set(stored) else [HEAD]
+        missing += [f"{name}.weight" for name in chosen if name not in stored]
+        if key in adapter.unheld and not chosen:
+            unknown.append(key)
+    if missing:
+        raise FormatError(
+            Path(adapter.path) / CONFIG_FILE,
+            "modules_to_save",
+            f"the file of tensors lacks:{listed(sorted(set(missing)))}",
+        )
+    if unknown:
+        warnings.warn(
+            f"{adapter.path}: modules_to_save names {', '.join(unknown)}, and neither the model "
+            "nor the file of tensors has such a module",
+            stacklevel=4,
+        )
 
 
 def companions(

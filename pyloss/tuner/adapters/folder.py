@@ -18,6 +18,7 @@ from pyloss.models.files.names import (
 from pyloss.nn import Module
 from pyloss.tuner.adapters.adapter import Adapter, own_tables, storable_adapters
 from pyloss.tuner.adapters.base import base_of, not_for, warn_of_other_base
+from pyloss.tuner.adapters.companions import check_saved
 from pyloss.tuner.adapters.full import is_full
 from pyloss.tuner.adapters.layout import (
     CONFIG_FILE,
@@ -61,12 +62,14 @@ def read_adapter(folder: str | os.PathLike[str]) -> StoredAdapter:
 def put_adapter(model: Any, adapter: StoredAdapter) -> None:
     """Puts a stored adapter over the model's layers, trainable.
 
-    Raises ValueError listing every name and shape that does not fit, with the model left as it was.
+    Raises ValueError listing every name and shape that does not fit, FormatError where the files
+    lack what the configuration names, with the model left as it was.
     """
     before = Tables(model)
     modules = dict(model.named_modules())
     stored = {_own_name(name, modules): layer for name, layer in adapter.layers.items()}
     tables = {_own_name(name, modules): table for name, table in adapter.tables.items()}
+    check_saved(model, adapter, stored)
     try:
         problems = before.change(adapter.tied, stored, tables)
         modules = dict(model.named_modules())

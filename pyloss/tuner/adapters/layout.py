@@ -54,6 +54,8 @@ class StoredAdapter:
         tables: weights of the embedding and the head that the adapter was made over.
         tied: whether an adapter over an embedding also applies to a tied head.
         base: the base that it was made for; None: its file does not say it.
+        saved: PEFT's `modules_to_save`: names of modules whose weights must be among `layers`.
+        unheld: those of `saved` that no tensor of the file belongs to.
     """
 
     path: str
@@ -63,6 +65,8 @@ class StoredAdapter:
     tables: dict[str, np.ndarray] = field(default_factory=dict)
     tied: bool = True
     base: Base | None = None
+    saved: tuple[str, ...] = ()
+    unheld: tuple[str, ...] = ()
 
 
 #: The trained bias of the layer below an adapter.

@@ -24,6 +24,7 @@ from pyloss.io.files import write_json, write_safetensors
 from pyloss.nn import Embedding
 from pyloss.tuner.adapters.companions import (
     BIASES,
+    TokenIndices,
     main_adapters,
     read_indices,
     read_modules,
@@ -100,6 +101,9 @@ def read_peft(place: Path, config: dict[str, Any], name: str = PEFT_FILE) -> Sto
         raise FormatError(file, other[0], f"expected names that begin with {_PREFIX}")
     stripped = {name[len(_PREFIX) :]: array for name, array in arrays.items()}
     beside, biases, tables = _take_companions(source, config, stripped)
+    saved = read_modules(config.get("modules_to_save") or ())
+    held = [name for name, layer in beside.items() if layer.kind == "whole"]
+    unheld = tuple(key for key in saved if not any(_is_saved(name, (key,)) for name in held))
     kind, dropout = (
         "dora" if config.get("use_dora") else "lora",
         number(source, config, "lora_dropout", 0.0),
@@ -161,7 +165,8 @@ def read_peft(place: Path, config: dict[str, Any], name: str = PEFT_FILE) -> Sto
     )
     made = mlx_config(kind, parameters) | checked(config, source)
     tied = parameters.ensure_weight_tying
-    return StoredAdapter(str(place), kind, layers | beside, made, tables, tied, base)
+    every = layers | beside
+    return StoredAdapter(str(place), kind, every, made, tables, tied, base, saved, unheld)
 
 
 def _take_companions(
@@ -179,6 +184,7 @@ def _take_companions(
     layers: dict[str, StoredLayer] = {}
     biases: dict[str, np.ndarray] = {}
     tables: dict[str, np.ndarray] = {}
+    _check_tokens(source, config.get("trainable_token_indices"), indices, arrays)
     for name in list(arrays):
         module, _, part = name.rpartition(".")
         if name.endswith(_TOKENS):
@@ -205,6 +211,21 @@ def _take_companions(
                 layer = layers.setdefault(module, StoredLayer({}, kind="whole"))
                 layer.arrays[part] = arrays.pop(name)
     return layers, biases, tables
+
+
+def _check_tokens(source: Path, given: Any, indices: TokenIndices, names: Collection[str]) -> None:
+    """Raises FormatError naming the tables of `trainable_token_indices` without a tensor."""
+    modules = [name.removesuffix(_TOKENS) for name in names if name.endswith(_TOKENS)]
+    missing = [
+        f"{key}{_TOKENS}"
+        for key in indices
+        if not any(f".{module}".endswith(f".{key}") for module in modules)
+    ]
+    # A list is of the embedding, whatever the model calls it.
+    if missing and (isinstance(given, Mapping) or not modules):
+        raise FormatError(
+            source, "trainable_token_indices", f"the file of tensors lacks {', '.join(missing)}"
+        )
 
 
 def _is_saved(module: str, saved: Collection[str]) -> bool:

@@ -8,6 +8,7 @@ import tiny
 from safetensors.numpy import load_file
 
 import pyloss
+from pyloss.errors import FormatError
 from pyloss.io.files import write_safetensors
 from pyloss.models import untie_head
 from pyloss.tuner import linear_to_lora_layers, load_adapters, save_adapter
@@ -176,6 +177,54 @@ def test_the_folder_of_peft(tmp_path):
     q = model.model.layers[0].self_attn.q_proj
     bias = arrays[f"{prefix}model.layers.0.self_attn.q_proj.base_layer.bias"]
     np.testing.assert_array_equal(bias, q.linear.bias)
+
+
+@pytest.mark.parametrize(
+    ("tied", "settings", "changes", "lacks"),
+    [
+        (False, {"modules_to_save": ["lm_head"]}, {}, "lm_head.weight"),
+        (True, {"modules_to_save": ["norm"]}, {}, "model.norm.weight"),
+        (True, {}, {"modules_to_save": ["lm_head"]}, "lm_head.weight"),
+        (
+            True,
+            {"trainable_token_indices": [3, 5]},
+            {},
+            "model.embed_tokens.token_adapter.trainable_tokens_delta",
+        ),
+        (
+            False,
+            {},
+            {"trainable_token_indices": {"lm_head": [4]}},
+            "lm_head.token_adapter.trainable_tokens_delta",
+        ),
+    ],
+)
+def test_a_file_of_peft_without_what_its_configuration_names(
+    tmp_path, tied, settings, changes, lacks
+):
+    save_adapter(made(tmp_path / "model", tied, **settings), tmp_path / "a", "peft")
+    file, source = (tmp_path / "a" / f"adapter_{n}" for n in ("model.safetensors", "config.json"))
+    arrays = load_file(file)
+    write_safetensors(file, {n: a for n, a in arrays.items() if not n.endswith(lacks)}, None)
+    source.write_text(json.dumps(json.loads(source.read_text()) | changes))
+    plain = tiny.load_tiny(tmp_path / "model", bias=True, tied=tied)
+    (setting,) = settings or changes
+    with pytest.raises(FormatError, match=f"{setting}: the file of tensors lacks[^=]*{lacks}"):
+        load_adapters(plain, tmp_path / "a")
+    assert not adapter_modules(plain)
+
+
+def test_a_module_to_save_that_no_model_has(tmp_path):
+    """PEFT adds the names of classifiers' heads, which a model need not have."""
+    model = randomized(made(tmp_path / "model", modules_to_save=["norm"]))
+    save_adapter(model, tmp_path / "a", "peft")
+    source = tmp_path / "a" / "adapter_config.json"
+    config = json.loads(source.read_text())
+    source.write_text(json.dumps(config | {"modules_to_save": ["norm", "classifier", "score"]}))
+    plain = tiny.load_tiny(tmp_path / "model", bias=True)
+    with pytest.warns(UserWarning, match="modules_to_save names classifier, score, and neither"):
+        load_adapters(plain, tmp_path / "a")
+    np.testing.assert_array_equal(logits(plain), logits(model))
 
 
 def test_a_resumed_run(tmp_path):
