@@ -50,7 +50,9 @@ def as_command(main: Callable[[], None]) -> None:
         console.say(f"error: {error}", always=True)
         code = 1
     except (KeyError, *BAD_INPUT) as error:
-        console.say(f"error: {cut(' '.join(said(error).split()), 3000)}", always=True)
+        # A KeyError's own text is its message in quotes.
+        text = str(error.args[0]) if isinstance(error, KeyError) and error.args else said(error)
+        console.say(f"error: {cut(' '.join(text.split()), 3000)}", always=True)
         code = 2
     if not console.finish() and code == 0:
         code = 1

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from pyloss.checks.numbers import real, whole
 from pyloss.io.console import out
 from pyloss.mlx_lm.arrays import mx
 from pyloss.mlx_lm.batching import BatchResponse, batch_generate
@@ -114,10 +115,11 @@ def stream_generate(
 
     `kwargs` are those of `generate_step`, with `draft_model` of `speculative_generate_step`.
     Ends with an end token, whose text is not part of the answer, or after `max_tokens` (-1: no
-    limit). Raises ValueError for 0 `max_tokens`.
+    limit). Raises ValueError for `max_tokens` of 0 or below -1.
     """
     if max_tokens == 0:
         raise ValueError("Maximum number of tokens must be non-zero (use -1 for no limit).")
+    whole(max_tokens, "max_tokens", -1)
     if not isinstance(tokenizer, TokenizerWrapper):
         tokenizer = TokenizerWrapper(tokenizer)
     ids = encode_text(tokenizer, prompt) if isinstance(prompt, str) else np.asarray(prompt)
@@ -232,6 +234,10 @@ def main() -> None:
     if args.image or args.quantize_activations:
         given = "--image" if args.image else "--quantize-activations"
         raise ValueError(f"{given} is not supported: leave it out")
+    whole(args.max_tokens, "--max-tokens", -1)
+    real(args.temp, "--temp", 0)
+    for name in ("top_p", "min_p", "xtc_probability"):
+        real(getattr(args, name), f"--{name.replace('_', '-')}", 0, 1)
     if args.seed is not None:
         mx.random.seed(args.seed)
     cache, metadata = None, {}

@@ -5,14 +5,13 @@ from __future__ import annotations
 import copy
 import json
 import math
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pyloss import loading
 from pyloss.io.console import out
-from pyloss.io.files import read_json, user_path, write_json
+from pyloss.io.files import read_json, user_path, write_bytes, write_json
 from pyloss.mlx_lm.arrays import seen_as_mlx
 from pyloss.mlx_lm.command import flag_size
 from pyloss.mlx_lm.names import absent
@@ -313,13 +312,16 @@ def write(
     """`save`, with floats of the type `dtype`."""
     folder, source = user_path(dst_path), user_path(src_path_or_repo)
     tokens, size = getattr(tokenizer, "plain", tokenizer), MAX_FILE_SIZE_GB << 30
+    generation = source / "generation_config.json"
+    # Read first: the source may be the folder whose files move away.
+    settings = generation.read_bytes() if generation.is_file() else None
     write_model(model, folder, tokens, dtype, shard_size=size)
     written = read_json(folder / "config.json")
     left_out = {"quantization", "quantization_config", "_name_or_path", "vision_config"}
     kept = {key: value for key, value in config.items() if key not in left_out}
     save_config({**kept, **written}, folder / "config.json")
-    if source.is_dir() and (source / "generation_config.json").is_file():
-        shutil.copy(source / "generation_config.json", folder)
+    if settings is not None:
+        write_bytes(folder / generation.name, settings)
 
 
 def common_prefix_len(list1: Any, list2: Any) -> int:

@@ -1,11 +1,14 @@
 """Sizes in flags, and how commands end."""
 
+import shutil
 import subprocess
 import sys
 
 import pytest
 
-from pyloss.mlx_lm.command import flag_size
+import pyloss
+from pyloss.mlx_lm import load, stream_generate
+from pyloss.mlx_lm.command import as_command, flag_size
 
 
 @pytest.mark.parametrize(
@@ -53,3 +56,46 @@ def test_a_run(made):
     assert done.returncode == 0 and "Generation: 3 tokens" in done.stdout
     done = command("generate", "--model", "none/at/all", cwd=made)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
+
+
+def test_a_fuse_into_its_own_folder(made, tmp_path):
+    shutil.copytree(made / "base", tmp_path / "own")
+    shutil.copytree(made / "adapters", tmp_path / "ad")
+    settings = '{"eos_token_id": 0, "temperature": 0.5}\n'
+    (tmp_path / "own" / "generation_config.json").write_text(settings)
+    words = ["--model", "own", "--adapter-path", "ad", "--save-path", "own"]
+    done = command("fuse", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for place in ("own", "own/previous-1"):
+        assert (tmp_path / place / "generation_config.json").read_text() == settings
+    assert pyloss.load(tmp_path / "own")[0].layers
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "allowed"),
+    [
+        ("--max-tokens", "-3", "a whole number of at least -1"),
+        ("--temp", "-1", "a finite number of at least 0"),
+        ("--top-p", "1.5", "a finite number of at least 0 and of at most 1"),
+    ],
+)
+def test_refused_flags_of_generate(made, flag, value, allowed):
+    done = command("generate", "--model", "base", flag, value, cwd=made)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"error: {flag} is {value}")
+    assert done.stderr.endswith(f"it must be {allowed}\n")
+
+
+def test_tokens_below_no_limit(made):
+    model, tokenizer = load(str(made / "base"))
+    with pytest.raises(ValueError, match="max_tokens is -3"):
+        next(stream_generate(model, tokenizer, "hello", max_tokens=-3))
+
+
+def test_the_text_of_a_key_error(capsys):
+    def main():
+        raise KeyError("LoRA config is missing required key 'scale'")
+
+    with pytest.raises(SystemExit, match="2"):
+        as_command(main)
+    assert capsys.readouterr().err == "error: LoRA config is missing required key 'scale'\n"

@@ -1,10 +1,13 @@
 """mlx_lm.lora's settings and runs, where pyloss says more than mlx-lm."""
 
+import json
 import types
 
 import pytest
 
+from pyloss.errors import FormatError
 from pyloss.mlx_lm import load, lora
+from pyloss.mlx_lm.tuner import trainer
 from pyloss.mlx_lm.tuner.callbacks import TrainingCallback
 
 
@@ -74,3 +77,66 @@ def test_unknown_services(made, tmp_path):
     with pytest.raises(ValueError, match="report_to: 'nothing' is not known"):
         lora.run(settings(made, tmp_path, report_to="nothing"))
     assert not (tmp_path / "new").exists()
+
+
+CHAT = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+
+
+def files_of(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.*")}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 100}, "the training data: .* at least batch_size=100 .* only has 6"),
+        ({"batch_size": 3}, "the validation data: .* at least batch_size=3 .* only has 2"),
+        ({"batch_size": 0}, "batch_size is 0; "),
+        ({"steps_per_report": 0}, "steps_per_report is 0; "),
+    ],
+)
+def test_what_is_refused_leaves_an_adapter_in_place(made, tmp_path, options, message):
+    lora.run(settings(made, tmp_path))
+    before = files_of(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        lora.run(settings(made, tmp_path, **options))
+    assert "new/adapters.safetensors" in before and files_of(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([CHAT, {"text": "x"}], "train.jsonl, line 2: the record has no 'messages'"),
+        ([{"text": "x"}, {"text": 5}], "train.jsonl, line 2: 'text' is a .*must be a string"),
+        ([{"prompt": "a", "completion": "b"}, {"prompt": "a"}], "line 2: .* no 'completion'"),
+        ([], "Training set not found or empty"),
+    ],
+)
+def test_refused_records(made, tmp_path, lines, message):
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "train.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(ValueError, match=message):
+        lora.run(settings(made, tmp_path, data=str(data)))
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_line_that_is_no_json(made, tmp_path):
+    (tmp_path / "train.jsonl").write_text('{"text": "x"}\n{"text": \n')
+    with pytest.raises(FormatError, match=r"train.jsonl: line 2: is not valid JSON"):
+        lora.run(settings(made, tmp_path, data=str(tmp_path)))
+
+
+def test_data_that_make_no_batch_leave_an_adapter_in_place(made, tmp_path):
+    lora.run(settings(made, tmp_path))
+    before = files_of(tmp_path)
+
+    def no_batch(**_):
+        raise ValueError("no template")
+        yield
+
+    model, _ = load(str(made / "base"))
+    args = trainer.TrainingArgs(2, 2, adapter_file=str(tmp_path / "new" / "adapters.safetensors"))
+    with pytest.raises(ValueError, match="no template"):
+        trainer.train(model, lora.Adam(1e-3), [[1, 2]], None, args, iterate_batches=no_batch)
+    assert files_of(tmp_path) == before

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from pyloss.io.console import out
 from pyloss.io.files import user_path
 from pyloss.mlx_lm.names import absent
 from pyloss.tuner.data.hub import rows_of
+from pyloss.tuner.data.records import Records, check_messages, field
 
 __all__ = [
     "CacheDataset",
@@ -32,9 +32,17 @@ _SPLITS = ("train", "valid", "test")
 
 Sample = tuple[list[int], int]
 
+#: what errors call a record whose place is not known
+_RECORD = "a record of the data"
+
 
 class _Records:
-    """Records with a tokenizer; `process(record)` gives its tokens and the first target."""
+    """Records with a tokenizer; `process(record)` gives its tokens and the first target.
+
+    `check(record, where)` raises ValueError, naming `where`, for a record of another layout.
+    """
+
+    check: Callable[[Mapping[str, Any], str], None]
 
     def __init__(self, data: Any, tokenizer: Any) -> None:
         self._data = data
@@ -63,9 +71,13 @@ class TextDataset(_Records):
         super().__init__(data, tokenizer)
         self.text_key = text_key
 
+    def check(self, record: Mapping[str, Any], where: str) -> None:
+        field(record, self.text_key, str, where, f"{self.text_key!r}, as the first record")
+
     def process(self, d: Mapping[str, Any]) -> Sample:
+        self.check(d, _RECORD)
         tokens = self.tokenizer.encode(d[self.text_key])
-        if tokens[-1] != self.tokenizer.eos_token_id:
+        if not tokens or tokens[-1] != self.tokenizer.eos_token_id:
             tokens.append(self.tokenizer.eos_token_id)
         return tokens, 0
 
@@ -79,7 +91,11 @@ class ChatDataset(_Records):
         super().__init__(data, tokenizer)
         self.chat_key, self.mask_prompt = chat_key, mask_prompt
 
+    def check(self, record: Mapping[str, Any], where: str) -> None:
+        check_messages(record, self.chat_key, where)
+
     def process(self, d: Mapping[str, Any]) -> Sample:
+        self.check(d, _RECORD)
         messages = d[self.chat_key]
         answered = messages[-1].get("role") == "assistant"
         return self._chat(messages, d.get("tools"), self.mask_prompt, answered)
@@ -95,7 +111,13 @@ class CompletionsDataset(_Records):
         self.prompt_key, self.completion_key = prompt_key, completion_key
         self.mask_prompt = mask_prompt
 
+    def check(self, record: Mapping[str, Any], where: str) -> None:
+        keys = (self.prompt_key, self.completion_key)
+        for key in keys:
+            field(record, key, str, where, f"{keys[0]!r} and {keys[1]!r}, as the first record")
+
     def process(self, d: Mapping[str, Any]) -> Sample:
+        self.check(d, _RECORD)
         messages = [
             {"role": "user", "content": d[self.prompt_key]},
             {"role": "assistant", "content": d[self.completion_key]},
@@ -174,14 +196,23 @@ def create_dataset(data: Any, tokenizer: Any, config: Any) -> Any:
 
 
 def load_local_dataset(data_path: Path, tokenizer: Any, config: Any) -> tuple[Any, Any, Any]:
-    """`(train, valid, test)` from the .jsonl files of a folder; `[]` for a missing one."""
+    """`(train, valid, test)` from the .jsonl files of a folder; `[]` for a missing or empty one.
+
+    Raises FormatError for a line that is no JSON object, ValueError for a record whose layout is
+    not the first one's; both name the file and the line.
+    """
 
     def read(name: str) -> Any:
         path = user_path(data_path) / f"{name}.jsonl"
         if not path.exists():
             return []
-        with open(path, encoding="utf-8") as file:
-            return create_dataset([json.loads(line) for line in file], tokenizer, config)
+        records = Records(path)
+        if not records:
+            return []
+        data = create_dataset(records, tokenizer, config)
+        for index, record in enumerate(records):
+            data.check(record, records.where(index))
+        return data
 
     train, valid, test = map(read, _SPLITS)
     return train, valid, test

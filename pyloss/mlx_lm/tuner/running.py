@@ -69,8 +69,12 @@ class MlxRun(TrainingRun):
 
     def start(self, held: ExitStack) -> list[str]:
         notes = super().start(held)
-        self.batches = self.ahead = _Ahead(self.batches)
+        self.look_ahead()
         return notes
+
+    def look_ahead(self) -> None:
+        if not isinstance(self.batches, _Ahead):
+            self.batches = self.ahead = _Ahead(self.batches)
 
     def batch_options(self, seed: int | None) -> dict[str, Any]:
         return super().batch_options(None)
@@ -78,6 +82,10 @@ class MlxRun(TrainingRun):
     def open_folder(
         self, config: Any, place: Path | None, there: bool, held: ExitStack
     ) -> list[str]:
+        if self.group.size() == 1 and self.args.iters:
+            # What makes no batch is refused before an earlier adapter moves away.
+            self.look_ahead()
+            self.ahead.draw()
         folder = self.files.folder
         if self.args.adapter_config is None and folder is not None:
             # A script writes its own before it calls train.

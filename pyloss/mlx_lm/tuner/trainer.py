@@ -92,11 +92,7 @@ def iterate_batches(
         order = sorted(range(len(dataset)), key=dataset.itemlen)
     else:
         order = sorted(range(len(dataset)), key=lambda i: len(dataset[i][0]))
-    if len(dataset) < batch_size:
-        raise ValueError(
-            f"Dataset must have at least batch_size={batch_size} "
-            f"examples but only has {len(dataset)}."
-        )
+    check_size(dataset, batch_size)
     rank, size = (0, 1) if comm_group is None else (comm_group.rank(), comm_group.size())
     if batch_size % size:
         raise ValueError("The batch size must be divisible by the number of workers")
@@ -112,6 +108,15 @@ def iterate_batches(
             yield _collated(samples, max_seq_length)
         if not loop:
             return
+
+
+def check_size(dataset: Any, batch_size: int, name: str = "") -> None:
+    """Raises ValueError, which begins with `name`, for a dataset that fills no batch."""
+    if len(dataset) < batch_size:
+        raise ValueError(
+            f"{name}Dataset must have at least batch_size={batch_size} "
+            f"examples but only has {len(dataset)}."
+        )
 
 
 def _collated(samples: list[Any], max_seq_length: int) -> tuple[Any, Any]:
@@ -165,6 +170,9 @@ def evaluate(
     )
 
 
+_own_batches = iterate_batches  # the arguments below have its name
+
+
 def train(
     model: Any,
     optimizer: Any,
@@ -208,4 +216,10 @@ def run_training(
     """`train`, which writes `adapter_config` to adapter_config.json if it is given."""
     settings = settings_of(args, adapter_config)
     run = MlxRun(model, optimizer, train_dataset, val_dataset, settings, loss, iterate_batches)
+    if iterate_batches is _own_batches:
+        # Before the run moves an earlier adapter away; a batch is made later.
+        size = settings.batch_size * run.group.size()
+        check_size(train_dataset, size, "the training data: ")
+        if run.val_data is not None:
+            check_size(val_dataset, size, "the validation data: ")
     return run.run(training_callback)

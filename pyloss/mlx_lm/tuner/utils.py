@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from pyloss.checks.numbers import shown
 from pyloss.errors import choices
 from pyloss.mlx_lm.arrays import seen_as_mlx
 from pyloss.mlx_lm.names import absent
@@ -41,6 +42,11 @@ def build_schedule(schedule_config: Mapping[str, Any]) -> Any:
 
     Raises KeyError without name or arguments, ValueError for an unknown schedule or key.
     """
+    if not isinstance(schedule_config, Mapping):
+        raise ValueError(
+            f"lr_schedule is {shown(schedule_config)}; it must be a mapping such as "
+            "{name: cosine_decay, arguments: [1e-5, 1000]}"
+        )
     for key in ("name", "arguments"):
         if key not in schedule_config:
             raise KeyError(f"lr_schedule lacks {key!r}; it has {sorted(schedule_config)}")
