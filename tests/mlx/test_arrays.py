@@ -11,6 +11,7 @@ import pytest
 
 import pyloss
 import pyloss.mlx.core as mx
+from pyloss.mlx import nn
 
 
 def test_ndarrays_and_tensors_are_instances():
@@ -74,6 +75,25 @@ def test_bfloat16():
     assert x.dtype == ml_dtypes.bfloat16 and (x * 2 + 1).dtype == mx.bfloat16
     assert (x.sum().item(), mx.softmax(x).dtype) == (4.0, mx.bfloat16)
     assert mx.finfo(mx.bfloat16).max > 1e38 and mx.issubdtype(x.dtype, mx.floating)
+
+
+@pytest.mark.parametrize("kind", [mx.bfloat16, mx.float16, mx.float32])
+@pytest.mark.parametrize(
+    "function",
+    [lambda x: x * 2.5, lambda x: 1 / x, lambda x: x**0.5, lambda x: 2.5 - x, lambda x: x @ x,
+     lambda x: mx.where(x > 0, x, 0.0), lambda x: mx.where(x > 2, 1.0, x),
+     lambda x: mx.maximum(x, 0.5), lambda x: mx.clip(x, 0.1, None), lambda x: x.mean(),
+     lambda x: x.var(), lambda x: mx.std(x), nn.silu, nn.leaky_relu,
+     lambda x: mx.tensordot(x, x, 1), lambda x: mx.einsum("i,i->", x, x)],
+)  # fmt: skip
+def test_a_type_is_kept_beside_numbers(function, kind):
+    x = mx.array([1.5, 2.5], dtype=kind)
+    value, gradient = mx.value_and_grad(lambda x: function(x).sum())(x)
+    assert function(x).dtype == value.dtype == gradient.dtype == kind
+    want = function(x.astype(mx.float32)).sum().item()
+    assert value.item() == pytest.approx(want, rel=0.01)
+    x += 0.5
+    assert x.dtype == kind and x.tolist() == [2, 3]
 
 
 def test_numpy_takes_arrays():

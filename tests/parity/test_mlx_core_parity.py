@@ -299,6 +299,22 @@ CREATED = {
     "asarray": lambda mx: mx.asarray([1, 2]),
     "astype": lambda mx: mx.array([1.7, -2.3]).astype(mx.int32),
     "bf16 math": lambda mx: mx.array([1.5, 2.5], dtype=mx.bfloat16) * 3 + 1,
+    **{
+        f"bf16 {name}": lambda mx, function=function: function(
+            mx, mx.array([1.5, -2.5, 3.1], dtype=mx.bfloat16)
+        )
+        for name, function in {
+            "times 0.1": lambda mx, b: b * 0.1,
+            "over": lambda mx, b: 1.1 / b,
+            "where": lambda mx, b: mx.where(b > 0, b, 0.1),
+            "maximum": lambda mx, b: mx.maximum(b, 0.1),
+            "clip": lambda mx, b: mx.clip(b, 0.1, 2.7),
+            "mean": lambda mx, b: b.mean(),
+            "dot": lambda mx, b: b @ b,
+            "tensordot": lambda mx, b: mx.tensordot(b, b, 1),
+            "einsum": lambda mx, b: mx.einsum("i,j->ij", b, b),
+        }.items()
+    },
     "f16 and bf16": lambda mx: mx.array([1.5], mx.bfloat16) + mx.array([1.0], mx.float16),
     "f16 and int": lambda mx: mx.array([1.5], mx.float16) * mx.array([3]),
 }

@@ -269,10 +269,23 @@ def result(y: Any, sources: Iterable[Any] = ()) -> Any:
 
 
 def call(function: Callable, *args: Any, **kwargs: Any) -> Any:
-    """NumPy's function of raw values, by the one of pyloss that carries gradients."""
+    """NumPy's function of raw values, by the one of pyloss that carries gradients.
+
+    Floats of bfloat16 are bfloat16, which NumPy turns into float32 in some functions.
+    """
     of_tensors = UFUNCS.get(function) if isinstance(function, np.ufunc) else FUNCTIONS[function]
     assert of_tensors is not None
-    return result(of_tensors(*args, **kwargs), args)
+    found = of_tensors(*args, **kwargs)
+    if any(getattr(x, "dtype", None) == dtypes.bfloat16 for x in args):
+        found = _in_bfloat16(found)
+    return result(found, args)
+
+
+def _in_bfloat16(found: Any) -> Any:
+    """Floats of 32 or 64 bits rounded to bfloat16; anything else as it is."""
+    # None equals float64 to NumPy.
+    kind = getattr(found, "dtype", dtypes.bfloat16)
+    return cast(found, dtypes.bfloat16) if kind.kind == "f" and kind.itemsize > 2 else found
 
 
 def _new(val: Any, dtype: Any) -> Any:
@@ -334,7 +347,7 @@ def promoted(*xs: Any, floats: bool = False) -> list[Any]:
     """Operands in types that NumPy combines as MLX does: with a float, integers become floats.
 
     With `floats` the result is a float in any case. Python's numbers stay, unless there are
-    only numbers.
+    only numbers, or the type is bfloat16: NumPy would compute with them in float32.
     """
     values = [raw(x) for x in xs]
     kinds = [x.dtype for x in values if not isinstance(x, bool | int | float | complex)]
@@ -350,6 +363,8 @@ def promoted(*xs: Any, floats: bool = False) -> list[Any]:
             kind = dtypes.int32
     if any(isinstance(x, complex) for x in numbers):
         kind = dtypes.complex64
+    if kind == dtypes.bfloat16:
+        values = [np.asarray(x, kind) if isinstance(x, bool | int | float) else x for x in values]
     return [
         x if isinstance(x, bool | int | float | complex) or x.dtype == kind else cast(x, kind)
         for x in values

@@ -9,7 +9,8 @@ import numpy as np
 from pyloss.autograd.functions import products
 from pyloss.autograd.tape import recording
 from pyloss.autograd.tensor import Tensor
-from pyloss.mlx.core.arrays import array, call, promoted, result
+from pyloss.mlx.core.arrays import array, call, cast, of, promoted, raw, result
+from pyloss.mlx.core.dtypes import bfloat16, float32
 from pyloss.mlx.core.elementwise import add, multiply
 
 
@@ -45,7 +46,8 @@ def kron(a: Any, b: Any, *, stream: Any = None) -> array:
 
 def tensordot(a: Any, b: Any, /, axes: Any = 2, *, stream: Any = None) -> array:
     """The sums of products along several axes."""
-    return call(np.tensordot, *promoted(a, b), axes)
+    x, y = promoted(a, b)
+    return of(cast(raw(call(np.tensordot, *_widened(x, y), axes)), x.dtype))
 
 
 def vecdot(a: Any, b: Any, /, *, axis: int = -1, stream: Any = None) -> array:
@@ -56,8 +58,14 @@ def vecdot(a: Any, b: Any, /, *, axis: int = -1, stream: Any = None) -> array:
 
 def einsum(subscripts: str, *operands: Any, stream: Any = None) -> array:
     """The sum of products that the subscripts describe."""
-    values = promoted(*operands)
+    given = promoted(*operands)
+    kind, values = given[0].dtype, _widened(*given)
     if not recording(*values):  # a letter may occur twice in one operand
         arrays = [x.data if isinstance(x, Tensor) else x for x in values]
-        return result(np.asarray(np.einsum(subscripts, *arrays, optimize=True)))
-    return call(np.einsum, subscripts, *values)
+        return result(np.asarray(np.einsum(subscripts, *arrays, optimize=True)).astype(kind))
+    return of(cast(raw(call(np.einsum, subscripts, *values)), kind))
+
+
+def _widened(*values: Any) -> list[Any]:
+    """Values of bfloat16, which NumPy's einsum does not take, in float32."""
+    return [cast(x, float32) if x.dtype == bfloat16 else x for x in values]
