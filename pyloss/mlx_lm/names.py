@@ -13,6 +13,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from pyloss.errors import nearest
+
 #: the version of mlx-lm whose interface this is
 VERSION = "0.32.2"
 
@@ -255,7 +257,9 @@ def absent(module: str) -> Callable[[str], Any]:
                 return importlib.import_module(f"{module}.{name}")
             if home := IMPORTED.get(inside, {}).get(name):
                 return getattr(importlib.import_module(f"pyloss.mlx_lm.{home}"), name)
-            reason = "docs/coming_from_mlx.md lists what is here"
+            similar = nearest(name, getattr(sys.modules[module], "__all__", ()))
+            reason = f"the nearest name is {similar!r}; " if similar else ""
+            reason += "docs/coming_from_mlx.md lists what is here"
         text = f"{theirs}.{name} is not in pyloss: {reason}"
         asking = sys._getframe(1)
         while asking.f_code.co_name == "__getattr__" and asking.f_back is not None:

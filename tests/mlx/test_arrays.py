@@ -181,6 +181,10 @@ def test_gradients_of_at_multiply_need_places_that_occur_once():
                               offset=0), ValueError, "exactly one"),
         (lambda: mx.vmap, AttributeError, "mlx.core.vmap is not here"),
         (lambda: mx.nothing, AttributeError, "coming_from_mlx"),
+        (lambda: mx.softmx, AttributeError, "mlx.core has no 'softmx' here, but 'softmax'"),
+        (lambda: nn.Linaer, AttributeError, "mlx.nn has no 'Linaer' here, but 'Linear'"),
+        (lambda: mx.linalg.nrm, AttributeError, "mlx.core.linalg has no 'nrm' here, but 'norm'"),
+        (lambda: nn.losses.x, AttributeError, "mlx.nn.losses has no 'x' here: "),
         (lambda: mx.fast.metal_kernel, AttributeError, "custom_function"),
     ],
 )  # fmt: skip

@@ -48,6 +48,7 @@ def test_an_import_says_it_too():
         ("from pyloss.mlx_lm.models.cache import KVCache, QuantizedKVCache", "stay float32"),
         ("from pyloss.mlx_lm import server", "pyloss export --to ollama"),
         ("from pyloss.mlx_lm.tuner import nothing", "docs/coming_from_mlx.md"),
+        ("from pyloss.mlx_lm import laod", "the nearest name is 'load'"),
     ):
         with pytest.raises(ImportError, match=text):
             exec(line, {})

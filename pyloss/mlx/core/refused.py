@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
+
+from pyloss.errors import nearest
 
 _TRAIN = "pyloss.mlx is for training scripts"
 
@@ -112,18 +115,36 @@ REFUSED: dict[str, dict[str, str]] = {
 }
 
 
+#: Where modules of MLX are that do not stand directly in `mlx`.
+_INSIDE = {"losses": "nn", "init": "nn"} | dict.fromkeys(
+    ("fast", "linalg", "random", "metal", "distributed"), "core"
+)
+
+
+def _public(path: str) -> list[str]:
+    """The names that a module of this package offers: `__all__`, or what it defines."""
+    module = sys.modules[path]
+    return getattr(module, "__all__", None) or [
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_") and getattr(value, "__module__", None) == path
+    ]
+
+
 def refusing(module: str) -> Callable[[str], Any]:
     """The `__getattr__` of a module that stands for MLX's of this name."""
+    place = f"mlx.{_INSIDE[module]}.{module}" if module in _INSIDE else f"mlx.{module}"
 
     def __getattr__(name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        nearest = REFUSED[module].get(name)
-        if nearest is None:
+        instead = REFUSED[module].get(name)
+        if instead is None:
+            similar = nearest(name, _public(f"pyloss.{place}"))
             raise AttributeError(
-                f"mlx.{module} has no {name!r} here: {_TRAIN}, and docs/coming_from_mlx.md lists "
-                "its names"
+                f"{place} has no {name!r} here{f', but {similar!r}' if similar else ''}: {_TRAIN}, "
+                "and docs/coming_from_mlx.md lists its names"
             )
-        raise AttributeError(f"mlx.{module}.{name} is not here ({_TRAIN}): {nearest}")
+        raise AttributeError(f"{place}.{name} is not here ({_TRAIN}): {instead}")
 
     return __getattr__
