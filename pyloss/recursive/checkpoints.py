@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,7 +38,7 @@ def load_checkpoint(model: RecursiveModel, checkpoint: str | os.PathLike[str] | 
 
     `checkpoint` is a file of `torch.save`, which is read without executing anything, or a dict of
     arrays by name. As there, a table of puzzle embeddings of another length is replaced by the mean
-    of its rows.
+    of its rows, with a warning.
 
     Raises FormatError for a file that holds more than tensors, ValueError, before any change, where
     names or shapes differ; the message lists them.
@@ -51,10 +52,12 @@ def load_checkpoint(model: RecursiveModel, checkpoint: str | os.PathLike[str] | 
         given = {name.removeprefix(prefix): array for name, array in given.items()}
     own = {**model.parameters(), **model.buffers()}
     names = _parts_of(own)
+    other: tuple[int, int] | None = None
     if _PUZZLES in own and _PUZZLES in given and given[_PUZZLES].ndim == 2:
         table, found = own[_PUZZLES], given[_PUZZLES]
         if len(found) and found.shape[1] == table.shape[1] and found.shape != table.shape:
             given[_PUZZLES] = np.broadcast_to(found.mean(0, keepdims=True), table.shape)
+            other = len(found), len(table)
     problems = [f"{name}: not in this architecture" for name in given if name not in names]
     arrays: dict[str, np.ndarray] = {}
     for name, parts in names.items():
@@ -70,6 +73,12 @@ def load_checkpoint(model: RecursiveModel, checkpoint: str | os.PathLike[str] | 
         arrays |= dict(zip(parts, pieces, strict=True))
     if problems:
         raise ValueError("the checkpoint does not fit the model: " + "; ".join(problems))
+    if other is not None:
+        warnings.warn(
+            f"the checkpoint has {other[0]} puzzle embeddings and the model {other[1]}: all of the "
+            "model's become the mean of the checkpoint's",
+            stacklevel=2,
+        )
     model.load_weights({k: np.asarray(v, np.float32) for k, v in arrays.items()}, strict=False)
 
 

@@ -101,6 +101,10 @@ class RecursiveConfig:
 
         A puzzle_emb_ndim of "${.hidden_size}" is hidden_size. ValueError for unknown keys.
         """
+        if not isinstance(settings, Mapping):
+            raise TypeError(
+                f"settings must be a mapping from their names to values, got {shown(settings)}"
+            )
         given = {k: v for k, v in {**settings, **more}.items() if k not in IGNORED}
         known = [field.name for field in fields(cls)]
         if unknown := sorted(set(given) - set(known)):

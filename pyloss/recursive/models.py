@@ -12,6 +12,7 @@ from pyloss import ops, random
 from pyloss.autograd.scope import no_grad
 from pyloss.autograd.tape import data
 from pyloss.checks.arrays import as_array, as_integers
+from pyloss.checks.numbers import shown
 from pyloss.nn import Embedding, Linear, Module, init
 from pyloss.recursive.blocks import Level, Places
 from pyloss.recursive.carry import Carry, InnerCarry
@@ -195,6 +196,11 @@ class RecursiveModel(Module):
         )
 
     def _checked(self, batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        if not isinstance(batch, Mapping):
+            raise TypeError(
+                "a batch must be a mapping from names such as 'inputs' to arrays, got "
+                f"{type(batch).__name__}"
+            )
         if "inputs" not in batch:
             raise ValueError(f"a batch needs 'inputs', given: {', '.join(batch) or 'nothing'}")
         taken = {name: as_array(array, name) for name, array in batch.items()}
@@ -202,18 +208,26 @@ class RecursiveModel(Module):
         config = self.config
         if inputs.ndim != 2 or inputs.shape[1] != config.seq_len:
             raise ValueError(f"inputs must be [B, {config.seq_len}], got shape {inputs.shape}")
-        if inputs.size and not 0 <= inputs.min() <= inputs.max() < config.vocab_size:
+        if not len(inputs):
+            raise ValueError("inputs has no rows; a batch needs at least one sequence")
+        if not 0 <= inputs.min() <= inputs.max() < config.vocab_size:
             raise ValueError(
                 f"inputs has tokens from {inputs.min()} to {inputs.max()}; the vocabulary has "
                 f"{config.vocab_size}"
             )
         if config.puzzle_emb_ndim and "puzzle_identifiers" not in taken:
             raise ValueError("the model has puzzle embeddings: a batch needs 'puzzle_identifiers'")
-        if wrong := [name for name, array in taken.items() if len(array) != len(inputs)]:
-            raise ValueError(f"{wrong[0]} has {len(taken[wrong[0]])} rows, inputs {len(inputs)}")
+        if wrong := [name for name, array in taken.items() if array.shape[:1] != inputs.shape[:1]]:
+            shape = taken[wrong[0]].shape
+            has = f"{shape[0]} rows" if shape else "no axis of rows"
+            raise ValueError(f"{wrong[0]} has {has}, inputs {len(inputs)}")
         return taken
 
     def __call__(self, carry: Carry, batch: Mapping[str, Any]) -> tuple[Carry, dict[str, Any]]:
+        if not isinstance(carry, Carry):
+            raise TypeError(
+                f"carry must be a Carry, as model.initial_carry(batch) gives, got {shown(carry)}"
+            )
         taken, halted = self._checked(batch), carry.halted
         if set(taken) != set(carry.current_data) or len(halted) != len(taken["inputs"]):
             raise ValueError(

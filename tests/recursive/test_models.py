@@ -1,6 +1,7 @@
 """Recursive models: settings, halting, exploration, puzzle embeddings, bad input, repeated bits."""
 
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -186,6 +187,8 @@ def test_settings_of_the_authors_files():
         RecursiveConfig.of(given, H_cylces=2, seq_len=81, vocab_size=11)
     with pytest.raises(ValueError, match="lack vocab_size"):
         RecursiveConfig.of(given, seq_len=81)
+    with pytest.raises(TypeError, match="settings must be a mapping .* got 'text'"):
+        RecursiveConfig.of("text")
 
 
 def test_hrm_refuses_settings_of_trm():
@@ -202,6 +205,8 @@ def test_hrm_refuses_settings_of_trm():
         ({"inputs": np.full((4, 5), 7)}, "tokens from 7 to 7; the vocabulary has 7"),
         ({"labels": np.zeros((3, 5), int)}, "labels has 3 rows, inputs 4"),
         ({"inputs": np.zeros((4, 5))}, "inputs"),
+        ({"inputs": np.zeros((0, 5), int)}, "inputs has no rows"),
+        ({"labels": np.array(3)}, "labels has no axis of rows, inputs 4"),
     ],
 )
 def test_batches_that_do_not_fit(changes, message):
@@ -215,6 +220,11 @@ def test_batches_that_do_not_fit(changes, message):
         made.initial_carry({"labels": np.zeros((4, 5), int)})
     with pytest.raises(ValueError, match="needs 'puzzle_identifiers'"):
         model(puzzle_emb_ndim=16).initial_carry(batch())
+    for wrong, said in ((None, "NoneType"), ([1], "list"), (np.zeros((4, 5)), "ndarray")):
+        with pytest.raises(TypeError, match=f"a batch must be a mapping .* got {said}"):
+            made.initial_carry(wrong)
+    with pytest.raises(TypeError, match="carry must be a Carry, as .* gives, got None"):
+        made(carry=None, batch=batch())
 
 
 def test_checkpoints_that_do_not_fit_change_nothing():
@@ -238,5 +248,13 @@ def test_checkpoints_that_do_not_fit_change_nothing():
 def test_a_table_of_other_puzzles_becomes_its_mean():
     made, other = (model(puzzle_emb_ndim=16, num_puzzle_identifiers=n) for n in (9, 4))
     made.puzzle_emb.weights[...] = np.arange(9)[:, None]
-    load_checkpoint(other, state_dict(made))
+    with pytest.warns(UserWarning, match="has 9 puzzle embeddings and the model 4: all of the mod"):
+        load_checkpoint(other, state_dict(made))
     assert (other.puzzle_emb.weights == 4).all()
+    given = state_dict(other)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_checkpoint(other, given)
+        del given["inner.H_init"], given["inner.puzzle_emb.weights"]
+        with pytest.raises(ValueError, match="H_init: missing"):
+            load_checkpoint(made, given | {"inner.puzzle_emb.weights": np.ones((4, 16), "f4")})
