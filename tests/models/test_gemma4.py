@@ -53,6 +53,7 @@ def test_layers_of_a_configuration():
 def test_gradients_of_a_model_in_float64():
     small = {"hidden_size": 6, "intermediate_size": 8, "num_hidden_layers": 4}
     options = Gemma4(6, 2, True, 3, 17)
+    pyloss.random.seed(0)
     net = with_lora(random_model(config(**small, layer_types=TYPES[:4], gemma4=options)), rank=1)
     names = net.trainable_parameters()
     for part in ("per_layer_input_gate", "per_layer_projection", "self_attn.q_proj", "mlp.up_proj"):
@@ -137,6 +138,7 @@ def test_experts_beside_the_mlp():
     """One expert for every token: the choice of experts has no gradient, but jumps."""
     options = dataclasses.replace(EXPERTS, num_experts=1, top_k_experts=1)
     small = {"num_hidden_layers": 2, "layer_types": TYPES[:2]}
+    pyloss.random.seed(0)
     net = with_lora(random_model(config(gemma4=options, **small)), rank=1)
     names = net.trainable_parameters()
     for part in ("switch_mlp.down_proj.lora_a", "mlp.down_proj.lora_a", "self_attn.k_proj.lora_b"):

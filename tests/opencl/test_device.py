@@ -155,15 +155,39 @@ def test_mixed_arguments_are_named(device, rng):
         pyloss.to_device(np.array([0, 9], np.int32)),
     )
     with pytest.raises(ValueError, match="labels at position 1 is 9"):
-        core(on, labels, 0.0, 0.0, 0.0, None, loss, None)
+        core(on, labels, 0.0, 0.0, 0.0, None, None, None, loss, None, None)
     with pytest.raises(TypeError, match="logits is on opencl:0 and labels in host memory"):
-        core(on, labels.numpy(), 0.0, 0.0, 0.0, None, loss, None)
+        core(on, labels.numpy(), 0.0, 0.0, 0.0, None, None, None, loss, None, None)
     with pytest.raises(ValueError, match="loss overlaps dloss"):
-        core(on, pyloss.to_device(np.zeros(2, np.int32)), 0.0, 0.0, 0.0, loss, loss, None)
+        core(
+            on,
+            pyloss.to_device(np.zeros(2, np.int32)),
+            0.0,
+            0.0,
+            0.0,
+            None,
+            loss,
+            None,
+            loss,
+            None,
+            None,
+        )
     with pytest.raises(
         ValueError, match="dlogits overlaps logits; on a device a result needs memory of its own"
     ):
-        core(on, pyloss.to_device(np.zeros(2, np.int32)), 0.0, 0.0, 0.0, None, loss, on)
+        core(
+            on,
+            pyloss.to_device(np.zeros(2, np.int32)),
+            0.0,
+            0.0,
+            0.0,
+            None,
+            None,
+            None,
+            loss,
+            None,
+            on,
+        )
     with pytest.raises(TypeError, match="gate is on opencl:0 and up in host memory"):
         pyloss._core.swiglu_forward(on, x, pyloss.to_device(x))
 

@@ -97,14 +97,15 @@ def test_the_files_in_the_documentation_are_read(written):
         "dora",
         "lora",
         "lora",
+        "lora",
         "full",
         "lora",
         "lora",
     ]
     precisions = [settings.matmul_precision for settings in runs]
-    assert precisions == ["float32"] * 4 + ["bfloat16", "mixed"]
+    assert precisions == ["float32"] * 5 + ["bfloat16", "mixed"]
     assert runs[1].lora_parameters["rank_pattern"] == {"mlp.down_proj": 32, "lm_head": 4}
-    assert runs[2].lora_parameters["init"] == "loftq" and runs[3].full_keys == [
+    assert runs[2].lora_parameters["init"] == "loftq" and runs[4].full_keys == [
         "mlp",
         "input_layernorm",
         "model.norm",
