@@ -60,8 +60,9 @@ demo-distill: $(VENV)/done-install $(VENV)/done-model
 
 # Two processes; a file's tests stay in one of them. Without TESTS, `make test` runs enough variants
 # of each test that every value of every parameter occurs (--each-value), `make test-all` so many
-# that every two values of two parameters occur together (--each-pair). tests/conftest.py has the
-# order of the files. Comparisons with libraries that are not installed are skipped, with a message.
+# that every two values of two parameters occur together (--each-pair), in a third process, too, for
+# slow tests wait for programs that they start. tests/conftest.py has the order of the files.
+# Comparisons with libraries that are not installed are skipped, with a message.
 PYTEST := $(BIN)/pytest -q -rs -n 2 --dist loadscope
 
 test: $(VENV)/done-install $(VENV)/done-test $(VENV)/done-model
@@ -69,7 +70,7 @@ test: $(VENV)/done-install $(VENV)/done-test $(VENV)/done-model
 
 test-all: $(VENV)/done-install $(VENV)/done-test $(VENV)/done-model
 test-all: $(VENV)/done-parity $(VENV)/done-hub
-	$(PYTEST) --no-loadscope-reorder -m '' $(if $(filter tests,$(TESTS)),--each-pair) $(TESTS)
+	$(PYTEST) -n 3 --no-loadscope-reorder -m '' $(if $(filter tests,$(TESTS)),--each-pair) $(TESTS)
 
 readme: $(VENV)/done-install $(VENV)/done-test $(VENV)/done-model
 	PYLOSS_README=1 $(BIN)/pytest -q -m slow tests/test_readme.py
