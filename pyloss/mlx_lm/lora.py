@@ -10,16 +10,24 @@ from typing import Any
 
 import numpy as np
 
+from pyloss.distributed import group_of
 from pyloss.errors import choices
 from pyloss.io.bars import bar
 from pyloss.io.console import out
 from pyloss.mlx.optimizers import SGD, Adafactor, Adam, AdamW, Muon
 from pyloss.mlx_lm.arrays import mx, seen_as_mlx
+from pyloss.mlx_lm.checks import KINDS, check_options, check_settings
 from pyloss.mlx_lm.command import as_command, flag_size
 from pyloss.mlx_lm.names import absent
 from pyloss.mlx_lm.tuner.callbacks import TrainingCallback, get_reporting_callbacks
 from pyloss.mlx_lm.tuner.datasets import CacheDataset, load_dataset
-from pyloss.mlx_lm.tuner.trainer import TrainingArgs, default_loss, evaluate, run_training
+from pyloss.mlx_lm.tuner.trainer import (
+    TrainingArgs,
+    check_size,
+    default_loss,
+    evaluate,
+    run_training,
+)
 from pyloss.mlx_lm.tuner.utils import (
     build_schedule,
     linear_to_lora_layers,
@@ -88,8 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--model", type=str, help="folder or GGUF file of the model, or its name on the hub")
     add("--train", action="store_true", default=None, help="train")
     add("--data", type=str, help="folder with train, valid and test.jsonl, or a hub dataset")
-    kinds = ["lora", "dora", "full"]
-    add("--fine-tune-type", type=str, choices=kinds, help="what is trained")
+    add("--fine-tune-type", type=str, choices=KINDS, help="what is trained")
     add("--optimizer", type=str, choices=list(OPTIMIZERS), default=None, help="the optimizer")
     add("--mask-prompt", action="store_true", default=None, help="no loss on prompts")
     add("--num-layers", type=int, help="train the last N layers; -1: all (default 16)")
@@ -130,9 +137,11 @@ def train_model(
     """Train an adapter, or the last layers, as `args` say: the keys of `CONFIG_DEFAULTS`.
 
     Raises:
-        ValueError: more layers than the model has, or an unknown kind of training or optimizer.
+        ValueError: more layers than the model has, or a value that is not allowed.
         FileNotFoundError: no such file to resume from.
     """
+    check_settings(args, OPTIMIZERS)
+    optimizer = optimizer_of(args)
     mx.random.seed(args.seed)
     model.freeze()
     if args.num_layers > len(model.layers):
@@ -144,20 +153,13 @@ def train_model(
         unfreeze_layers(model, args.num_layers if args.num_layers > 0 else -1)
         seen_as_mlx(model)
         args.lora_parameters = None
-    elif args.fine_tune_type in ("lora", "dora"):
+    else:
         dora = args.fine_tune_type == "dora"
         linear_to_lora_layers(model, args.num_layers, args.lora_parameters, use_dora=dora)
-    else:
-        raise ValueError(f"Received unknown fine-tune-type {args.fine_tune_type}")
     if args.resume_adapter_file is not None:
         out(f"Loading fine-tuned weights from {args.resume_adapter_file}")
         model.load_weights(args.resume_adapter_file, strict=False)
     print_trainable_parameters(model)
-    name = args.optimizer.lower()
-    if name not in OPTIMIZERS:
-        raise ValueError(f"Unsupported optimizer: {name}; allowed are {', '.join(OPTIMIZERS)}")
-    rate = build_schedule(args.lr_schedule) if args.lr_schedule else args.learning_rate
-    optimizer = OPTIMIZERS[name](learning_rate=rate, **(args.optimizer_config or {}).get(name, {}))
     run_training(
         model,
         optimizer,
@@ -168,6 +170,15 @@ def train_model(
         training_callback=training_callback,
         adapter_config=vars(args),
     )
+
+
+def optimizer_of(args: Any) -> Any:
+    """The optimizer of checked settings. Raises ValueError for other options than it takes."""
+    name = args.optimizer.lower()
+    rate = build_schedule(args.lr_schedule) if args.lr_schedule else args.learning_rate
+    options = (args.optimizer_config or {}).get(name) or {}
+    check_options(name, OPTIMIZERS[name], options)
+    return OPTIMIZERS[name](learning_rate=rate, **options)
 
 
 def training_args(args: Any) -> TrainingArgs:
@@ -210,10 +221,16 @@ def run(args: Any, training_callback: TrainingCallback | None = None) -> None:
     """Train, test, or both, as `args` say: the keys of `CONFIG_DEFAULTS`.
 
     `training_callback` is called beside the services of `args.report_to`; mlx-lm drops it.
-    Raises ValueError if neither `train` nor `test` is set.
+    Raises ValueError if neither `train` nor `test` is set, and for a value that is not allowed,
+    before anything is read or written.
     """
+    check_settings(args, OPTIMIZERS)
     if not args.train and not args.test:
         raise ValueError("Must provide at least one of --train or --test")
+    if args.train:
+        optimizer_of(args)
+    if args.test and args.test_batches == 0:
+        raise ValueError("test_batches is 0; it must be at least 1, or -1 for all")
     np.random.seed(args.seed)
     callback = get_reporting_callbacks(
         args.report_to, project_name=args.project_name, log_dir=args.adapter_path, config=vars(args)
@@ -225,6 +242,8 @@ def run(args: Any, training_callback: TrainingCallback | None = None) -> None:
     )
     out("Loading datasets")
     train_set, valid_set, test_set = load_dataset(args, tokenizer)
+    if args.test:
+        check_size(test_set, args.batch_size * group_of(None).size(), "the test data: ")
     if args.train:
         out("Training")
         train_model(args, model, train_set, valid_set, _both(training_callback, callback))
