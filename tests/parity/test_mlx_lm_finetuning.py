@@ -59,11 +59,11 @@ def run(side, made, tmp_path, capsys=None, **options):
         lora.train_model = kept
     file = f"{args.adapter_path}/adapters.safetensors"
     weights = {name: np.array(value) for name, value in side.mx.load(file).items()}
-    said = [] if capsys is None else tested(capsys)
+    said = [] if capsys is None else lines_of_test(capsys)
     return {"train": reports.train, "val": reports.val, "weights": weights, "said": said}
 
 
-def tested(capsys):
+def lines_of_test(capsys):
     """The loss of a test, as printed."""
     lines = capsys.readouterr().out.splitlines()
     return [
@@ -114,7 +114,7 @@ def test_testing_alone(made, tmp_path, capsys, adapter):
     def case(side):
         options = {"train": False, "test": True, "batch_size": 1, "adapter_path": place}
         side("lora").run(settings(side, made, tmp_path, **options))
-        return tested(capsys)
+        return lines_of_test(capsys)
 
     assert len(compare(case)) == 1
 
