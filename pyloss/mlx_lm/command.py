@@ -38,8 +38,8 @@ def as_command(main: Callable[[], None]) -> None:
     starting.interrupt_as_usual()
     console.begin()
     bars.show(True)
-    log = logging.getLogger("pyloss")
-    log.addHandler(_Lines(logging.WARNING))
+    log, lines = logging.getLogger("pyloss"), _Lines(logging.WARNING)
+    log.addHandler(lines)
     code = 0
     try:
         main()
@@ -54,6 +54,9 @@ def as_command(main: Callable[[], None]) -> None:
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else said(error)
         console.say(f"error: {cut(' '.join(text.split()), 3000)}", always=True)
         code = 2
+    finally:
+        log.removeHandler(lines)
+        bars.show(False)
     if not console.finish() and code == 0:
         code = 1
     sys.exit(code)
