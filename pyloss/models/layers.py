@@ -18,7 +18,7 @@ from pyloss.models.cache import KVCache
 from pyloss.models.config.model_config import ModelConfig
 from pyloss.models.moe import SparseMoe, renamed
 from pyloss.models.rope import RopeTable
-from pyloss.nn import Linear, Module, RMSNorm, project_each, recorded_module
+from pyloss.nn import Linear, Module, RMSNorm, project_each, run_recorded
 from pyloss.runtime.device import on_device_of
 
 Cache = KVCache | PromptCache | BatchCache
@@ -311,15 +311,9 @@ class DecoderLayer(Module):
 
     def train_on(self, x: Any, packing: Packing) -> Any:
         """`self(x, packing)`, by recorded calls of the core where that is possible."""
-        kept = vars(self).get("_recorded")
-        if kept is None or kept[0] is not Module.structure:
-            kept = Module.structure, recorded_module(self)
-            object.__setattr__(self, "_recorded", kept)
-        if kept[1] is None:
-            return self(x, packing)
         tables = (array for pair in packing.rotary for array in pair)
         arrays = packing.offsets, packing.positions, *tables
-        return kept[1](lambda value: self(value, packing), x, arrays)
+        return run_recorded(self, lambda value: self(value, packing), x, arrays)
 
 
 class BlockSparseLayer(DecoderLayer):

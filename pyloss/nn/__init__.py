@@ -19,6 +19,7 @@ from pyloss.nn.module import (
     count_parameters,
     plain_parameters,
     recorded_module,
+    run_recorded,
     value_and_grad,
 )
 from pyloss.nn.places import shown
@@ -44,6 +45,7 @@ __all__ = [
     "plain_parameters",
     "project_each",
     "recorded_module",
+    "run_recorded",
     "shown",
     "uniform",
     "value_and_grad",

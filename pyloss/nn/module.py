@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -410,6 +410,21 @@ def recorded_module(module: Module) -> Recorded | None:
     return Recorded(
         parameters, constants, lambda: [a for part in changing for a in part.recorded_inputs()]
     )
+
+
+def run_recorded(
+    module: Module, function: Callable[[Any], Any], x: Any, arrays: Sequence[Any]
+) -> Any:
+    """`function(x)`, what `module` computes, by its recorded calls where that is possible.
+
+    `arrays` are what else the function is given. The recording is kept with the module until any
+    module changes.
+    """
+    kept = vars(module).get("_recorded")
+    if kept is None or kept[0] is not Module.structure:
+        kept = Module.structure, recorded_module(module)
+        object.__setattr__(module, "_recorded", kept)
+    return function(x) if kept[1] is None else kept[1](function, x, arrays)
 
 
 def value_and_grad(model: Any, function: Callable, has_aux: bool = False) -> Callable:

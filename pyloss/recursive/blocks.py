@@ -7,10 +7,8 @@ from typing import Any
 import numpy as np
 
 from pyloss import ops
-from pyloss.autograd.recorded import Recorded
-from pyloss.nn import Linear, Module, RMSNorm, init
+from pyloss.nn import Linear, Module, RMSNorm, init, run_recorded
 from pyloss.nn.layers import project_each
-from pyloss.nn.module import recorded_module
 from pyloss.recursive.config import RecursiveConfig
 
 
@@ -133,19 +131,12 @@ class Level(Module):
         super().__init__()
         block = TokenMLPBlock if mlp_t else AttentionBlock
         self.layers = [block(config) for _ in range(layers)]
-        self._recorded: tuple[object, Recorded | None] | None = None
 
     def __call__(self, z: Any, injection: Any, places: Places) -> Any:
         """The new state [B L, D] of z + injection."""
-        x = ops.add(z, injection)
-        kept = vars(self).get("_recorded")
-        if kept is None or kept[0] is not Module.structure:
-            kept = Module.structure, recorded_module(self)
-            object.__setattr__(self, "_recorded", kept)
-        if kept[1] is None:
-            return self._through(x, places)
         arrays = places.offsets, places.positions, places.cos, places.sin
-        return kept[1](lambda value: self._through(value, places), x, arrays)
+        x = ops.add(z, injection)
+        return run_recorded(self, lambda value: self._through(value, places), x, arrays)
 
     def _through(self, x: Any, places: Places) -> Any:
         for layer in self.layers:

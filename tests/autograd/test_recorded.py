@@ -150,7 +150,7 @@ def unfrozen(net):
 def test_recorded_layers_have_the_bits_of_the_layers(make, recorded, counted, monkeypatch):
     found = losses_and_gradients(make())
     by_record = len(counted)
-    monkeypatch.setattr(of_models, "recorded_module", lambda layer: None)
+    monkeypatch.setattr("pyloss.nn.module.recorded_module", lambda layer: None)
     assert found == losses_and_gradients(make())
     layers = SIZES["num_hidden_layers"]
     assert len(counted) - by_record == 4 * layers
@@ -175,7 +175,7 @@ def test_parts_of_a_batch_and_several_runs_on_one_tape(counted, monkeypatch):
 
     found = steps()
     assert len(counted) < 3 * 2 * SIZES["num_hidden_layers"]
-    monkeypatch.setattr(of_models, "recorded_module", lambda layer: None)
+    monkeypatch.setattr("pyloss.nn.module.recorded_module", lambda layer: None)
     assert found == steps()
 
 
@@ -202,7 +202,7 @@ def test_every_change_of_a_layer_is_seen(monkeypatch):
         return found
 
     found = steps()
-    monkeypatch.setattr(of_models, "recorded_module", lambda layer: None)
+    monkeypatch.setattr("pyloss.nn.module.recorded_module", lambda layer: None)
     assert found == steps()
 
 
@@ -233,7 +233,7 @@ def test_no_array_lives_longer_and_no_more_memory_is_used(monkeypatch):
         return _core.buffer_stats()["peak"] - before
 
     found = peak()
-    monkeypatch.setattr(of_models, "recorded_module", lambda layer: None)
+    monkeypatch.setattr("pyloss.nn.module.recorded_module", lambda layer: None)
     assert found <= peak()
 
 

@@ -127,7 +127,7 @@ def test_steps_without_recorded_calls_have_the_same_bits(kind, extra, monkeypatc
         return found
 
     recorded = run()
-    monkeypatch.setattr("pyloss.recursive.blocks.recorded_module", lambda level: None)
+    monkeypatch.setattr("pyloss.nn.module.recorded_module", lambda level: None)
     assert recorded == run()
 
 
