@@ -149,6 +149,37 @@ def test_calls_that_were_not_recorded(calls, error, message):
         _core.replay(calls)
 
 
+def test_a_step_makes_rows_for_another_array():
+    """Of an output with an axis that no input has."""
+    op = [name for name, _ in _core.ops()].index("top_experts")
+    like = np.empty((1, 2), np.int32)
+    for rows in (3, 0, 5):
+        slots = [f32(rows, 4), None]
+        _core.run(((op, "sm", (0, (1, 0, like)), ()),), slots)
+        assert slots[1].shape == (rows, 2) and slots[1].dtype == np.int32
+        assert (slots[1] == [0, 1]).all()
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        (1, 7, np.empty((1, 2), np.int32)),
+        (7, 0, np.empty((1, 2), np.int32)),
+        (1, 0, "like"),
+        (1, 0),
+        (1, 1, np.empty((1, 2), np.int32)),
+        (1, 0, np.empty((1,) * 5, np.int32)),
+        (1, 0, np.empty((), np.int32)),
+        (1, 0, np.empty((1, 2), np.float32)),
+        1,
+    ],
+)
+def test_rows_that_a_step_cannot_make(made):
+    op = [name for name, _ in _core.ops()].index("top_experts")
+    with pytest.raises((TypeError, ValueError, IndexError, SystemError)):
+        _core.run(((op, "sm", (0, made), ()),), [f32(3, 4), None])
+
+
 # The module
 
 
