@@ -67,3 +67,9 @@ def test_functions_have_precedence_over_modules_of_their_names():
 def test_pyloss_does_not_import_it():
     code = "import sys, pyloss, pyloss.tuner\nassert not [m for m in sys.modules if 'mlx_lm' in m]"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", ["quant", "quant.dwq", "quant.gptq"])
+def test_modules_of_quant_are_refused_by_a_sentence(name):
+    with pytest.raises(ImportError, match="mlx_lm.quant is not in pyloss: `pyloss quantize`"):
+        importlib.import_module(f"pyloss.mlx_lm.{name}")
