@@ -4,8 +4,9 @@
 
 Steps of LoRA (rank 8, all layers of SmolLM2-135M in float32), 8 samples an update, in turn: one
 process with two threads, two ranks with one thread each, one process with one thread, and two ranks
-of torch's DistributedDataParallel (gloo) with PEFT. Then the time of a sum of gradients by itself
-at 2, 4 and 8 ranks. A model of the exchange is fitted to these, and predicts steps on more nodes.
+of torch's DistributedDataParallel (gloo) with PEFT; two ranks of each in half precision; full
+fine-tuning. Then the time of a sum of gradients by itself at 2, 4 and 8 ranks. A model of the
+exchange is fitted to these, and predicts steps on more nodes.
 """
 
 from __future__ import annotations
@@ -89,6 +90,14 @@ def main() -> None:
         "pyloss, 2 ranks x 1 thread": (2, 1, "distributed_pyloss.py", *words),
         "pyloss, 1 process x 1 thread": (1, 1, "distributed_pyloss.py", *words),
         "torch DDP (gloo) + PEFT, 2 ranks x 1 thread": (2, 1, "distributed_peft.py", *words),
+        "pyloss, mixed precision, 2 ranks x 1 thread": (
+            *(2, 1, "distributed_pyloss.py", *words),
+            *("--precision", "mixed"),
+        ),
+        "torch DDP (gloo) + PEFT, bfloat16, 2 ranks x 1 thread": (
+            *(2, 1, "distributed_peft.py", *words),
+            *("--dtype", "bfloat16"),
+        ),
         "pyloss in full, 1 process x 2 threads": (1, 2, "distributed_pyloss.py", *words, "--full"),
         "pyloss in full, 2 ranks x 1 thread": (2, 1, "distributed_pyloss.py", *words, "--full"),
         "the same, --shard-optimizer": (

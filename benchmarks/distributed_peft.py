@@ -23,6 +23,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--iters", type=int, default=5)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     options = parser.parse_args()
     started = launch()
     rank, size = (0, 1) if started is None else (started.rank, started.size)
@@ -31,7 +32,7 @@ def main() -> None:
     torch.distributed.init_process_group("gloo", rank=rank, world_size=size)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=getattr(torch, options.dtype))
     adapter = LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules="all-linear")
     whole = DistributedDataParallel(get_peft_model(model, adapter))
     trained = [p for p in whole.parameters() if p.requires_grad]
@@ -45,7 +46,7 @@ def main() -> None:
         begin = time.perf_counter()
         logits = whole(input_ids=ids[:, :-1]).logits
         loss = torch.nn.functional.cross_entropy(
-            logits.reshape(-1, vocabulary), ids[:, 1:].reshape(-1)
+            logits.reshape(-1, vocabulary).float(), ids[:, 1:].reshape(-1)
         )
         loss.backward()
         optimizer.step()

@@ -17,6 +17,7 @@ from bases import load
 from pyloss import optim
 from pyloss.distributed import init
 from pyloss.runtime.memory import mapped_memory, peak_memory
+from pyloss.runtime.precision import PRECISIONS
 from pyloss.tuner.callbacks import TrainingCallback
 from pyloss.tuner.trainer import TrainingArgs, train
 from pyloss.tuner.utils import add_adapters, unfreeze_layers
@@ -40,6 +41,7 @@ def main() -> None:
     parser.add_argument("--iters", type=int, default=5)
     parser.add_argument("--full", action="store_true", help="train all weights of the layers")
     parser.add_argument("--shard-optimizer", action="store_true")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32")
     options = parser.parse_args()
     group = init()
     model = load(options.model)
@@ -58,6 +60,7 @@ def main() -> None:
         adapter_file=None,
         progress=False,
         shard_optimizer=options.shard_optimizer,
+        matmul_precision=options.precision,
     )
     steps = Steps()
     data = [(row.tolist(), 1) for row in rows]

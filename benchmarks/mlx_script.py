@@ -1,10 +1,10 @@
 """One training script of tests/parity/mlx_scripts, under mlx-lm or, with other imports, pyloss.
 
-    python benchmarks/mlx_script.py SIDE SCRIPT ROOM --updates 1 --more 8 --rounds 3
+    python benchmarks/mlx_script.py SIDE SCRIPT ROOM --updates 1 --rounds 3
 
-Prints JSON: `tokens_per_s` of the best round's loop, `losses` of the first one. Rounds after the
-first have `--more` times as many updates. They end when LIMIT seconds have passed: a script of
-which a round takes longer runs once. `--clock cpu` counts seconds of the processor, of all threads.
+Prints JSON: `tokens_per_s` of the best round's loop, `losses` of the first one. Rounds end when
+LIMIT seconds have passed: a script of which one takes longer runs once. `--clock cpu` counts
+seconds of the processor, of all threads.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ def main() -> None:
     parser.add_argument("script", choices=script_runs.NAMES)
     parser.add_argument("room", type=Path)
     parser.add_argument("--updates", type=int, required=True)
-    parser.add_argument("--more", type=int, default=1)
     parser.add_argument("--rounds", type=int, required=True)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     options = parser.parse_args()
@@ -41,9 +40,8 @@ def main() -> None:
     if options.clock == "cpu":
         time.perf_counter = time.process_time  # by which the scripts measure their loops
     with contextlib.redirect_stdout(sys.stderr):
-        for i in range(options.rounds):
-            updates = options.updates * (options.more if i else 1)
-            found = run(options.script, options.room / "model", out, updates)
+        for _ in range(options.rounds):
+            found = run(options.script, options.room / "model", out, options.updates)
             best = max(best, found["tokens"] / found["seconds"])
             losses = losses or found["losses"]
             if time.monotonic() - begin > LIMIT:

@@ -28,7 +28,7 @@ sys.path.insert(0, str(HERE.parent / "tests" / "parity"))
 import script_runs
 
 UNITS = {"wall": "tokens/s", "cpu": "tokens per CPU second"}
-MORE = 8  # updates of pyloss's rounds after the first
+ROUNDS = 5  # of pyloss, at the least: one takes a second or two
 
 
 def room() -> Path:
@@ -69,9 +69,9 @@ def mean_ratio(measured: list[tuple[dict[str, Any], dict[str, Any]]]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", default=",".join(script_runs.NAMES), help="scripts, with commas")
-    parser.add_argument("--quick", action="store_true", help="one round of each")
+    parser.add_argument("--quick", action="store_true", help="one round of mlx-lm")
     parser.add_argument("--updates", type=int, default=1, help="of a script in one round")
-    parser.add_argument("--rounds", type=int, default=3, help="at most")
+    parser.add_argument("--rounds", type=int, default=3, help="of mlx-lm, at most")
     parser.add_argument("--clock", choices=tuple(UNITS), default="wall", help="what is counted")
     options = parser.parse_args()
     names = options.only.split(",")
@@ -87,10 +87,9 @@ def main() -> None:
     print(f"\n{table(heads, [])}", flush=True)
     measured = []
     for name in names:
-        given = (name, str(folder), "--updates", str(updates), "--rounds", str(rounds))
-        given += ("--clock", options.clock)
-        ours = run_json("mlx_script.py", "pyloss", *given, "--more", str(MORE))
-        theirs = run_json("mlx_script.py", "mlx", *given)
+        given = (name, str(folder), "--updates", str(updates), "--clock", options.clock)
+        ours = run_json("mlx_script.py", "pyloss", *given, "--rounds", str(max(rounds, ROUNDS)))
+        theirs = run_json("mlx_script.py", "mlx", *given, "--rounds", str(rounds))
         measured.append((theirs, ours))
         print(table((), [row(name, theirs, ours)]).splitlines()[-1], flush=True)
     print(f"\nThe geometric mean of the ratios is {mean_ratio(measured):.0f}.", flush=True)

@@ -419,11 +419,11 @@ def test_scripts_for_mlx_are_measured_in_turn(monkeypatch, capsys):
         sys, "argv", ["mlx_scripts.py", "--quick", "--clock=cpu", "--only=resume,on_policy"]
     )
     mlx_scripts.main()
-    options = ("--updates", "1", "--rounds", "1", "--clock", "cpu")
+    options = ("--updates", "1", "--clock", "cpu", "--rounds")
     assert asked == [
-        ("mlx_script.py", side, script, *options, *more)
+        ("mlx_script.py", side, script, *options, rounds)
         for script in ("resume", "on_policy")
-        for side, more in (("pyloss", ("--more", "8")), ("mlx", ()))
+        for side, rounds in (("pyloss", "5"), ("mlx", "1"))
     ]
     printed = capsys.readouterr().out
     assert "| on policy | 2.0 | 80 | 40 | 0e+00 |" in printed and "ratios is 40" in printed

@@ -45,7 +45,8 @@ def main(model_path, out, iters=10):
     f = nn.value_and_grad(model, loss_fn)
     losses, tic, n = [], time.perf_counter(), 0
     for i in range(iters):
-        ids = mx.array([tokenizer.encode(rows[i])[:24], tokenizer.encode(rows[i + 1])[:24]])
+        pair = [tokenizer.encode(row) for row in rows[i : i + 2]]
+        ids = mx.array([p[: min(24, *map(len, pair))] for p in pair])
         target = mx.stop_gradient(forward_hidden(teacher, ids, 2))
         loss, grads = f(model, target, ids)
         opt.update(model, grads)
