@@ -63,7 +63,8 @@ def user_path(path: PathLike) -> Path:
 _ENDINGS = {
     ".gguf": "a GGUF file", ".safetensors": "a safetensors file", ".json": "a JSON file",
     ".jsonl": "a file of JSON lines", ".csv": "a table", ".tsv": "a table",
-    ".parquet": "a Parquet file", ".html": "an HTML page", ".npz": "a file of NumPy's arrays",
+    ".parquet": "a Parquet file", ".html": "an HTML page", ".svg": "an SVG picture",
+    ".npz": "a file of NumPy's arrays",
     ".bin": "a file of PyTorch's", ".pt": "a file of PyTorch's", ".pth": "a file of PyTorch's",
     ".onnx": "an ONNX file", ".gz": "a compressed file", ".zst": "a compressed file",
     ".zip": "an archive",

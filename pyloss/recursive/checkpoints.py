@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from pyloss.checks.arrays import as_array
+from pyloss.io.files import user_path
+from pyloss.io.safetensors import read_safetensors
 from pyloss.io.torch_file import read_state_dict
 from pyloss.recursive.models import RecursiveModel
 
@@ -36,9 +38,9 @@ def state_dict(model: RecursiveModel, prefix: str = "") -> dict[str, np.ndarray]
 def load_checkpoint(model: RecursiveModel, checkpoint: str | os.PathLike[str] | Mapping) -> None:
     """Copies a checkpoint of the authors' code into a model of the same architecture.
 
-    `checkpoint` is a file of `torch.save`, which is read without executing anything, or a dict of
-    arrays by name. As there, a table of puzzle embeddings of another length is replaced by the mean
-    of its rows, with a warning.
+    `checkpoint` is a file of `torch.save`, which is read without executing anything, a
+    `.safetensors` file, or a dict of arrays by name. As there, a table of puzzle embeddings of
+    another length is replaced by the mean of its rows, with a warning.
 
     Raises FormatError for a file that holds more than tensors, ValueError, before any change, where
     names or shapes differ; the message lists them.
@@ -46,7 +48,8 @@ def load_checkpoint(model: RecursiveModel, checkpoint: str | os.PathLike[str] | 
     if isinstance(checkpoint, Mapping):
         given = {str(name): as_array(array, str(name)) for name, array in checkpoint.items()}
     else:
-        tensors = read_state_dict(checkpoint).tensors
+        safe = user_path(checkpoint).suffix == ".safetensors"
+        tensors = (read_safetensors if safe else read_state_dict)(checkpoint).tensors
         given = {name: tensor.values() for name, tensor in tensors.items()}
     for prefix in PREFIXES:
         given = {name.removeprefix(prefix): array for name, array in given.items()}

@@ -8,6 +8,8 @@ from typing import Any
 
 from pyloss.checks.numbers import real, shown, whole
 
+#: more steps than a sequence ever takes: in evaluation all take `halt_max_steps`
+MOST_STEPS = 10_000
 POSITIONS = ("rope", "learned", "none")
 #: Keys of the authors' files that change nothing here.
 IGNORED = ("name", "loss", "forward_dtype", "causal")
@@ -69,7 +71,7 @@ class RecursiveConfig:
             whole(getattr(self, name), name, 1)
         for name in ("puzzle_emb_ndim", "puzzle_emb_len", "H_layers"):
             whole(getattr(self, name), name, 0)
-        whole(self.halt_max_steps, "halt_max_steps", 1)
+        whole(self.halt_max_steps, "halt_max_steps", 1, MOST_STEPS)
         real(self.halt_exploration_prob, "halt_exploration_prob", 0, 1)
         for name in ("expansion", "rms_norm_eps", "rope_theta"):
             real(getattr(self, name), name, above=0)

@@ -13,6 +13,7 @@ from pyloss.cli.commands.generating import generate
 from pyloss.cli.commands.inspecting import data
 from pyloss.cli.commands.measuring import bench, info
 from pyloss.cli.commands.quantizing import quantize
+from pyloss.cli.commands.recursive import train_recursive
 from pyloss.cli.commands.reporting import report
 from pyloss.cli.commands.shared import Flags
 from pyloss.cli.commands.training import train
@@ -31,6 +32,7 @@ COMMANDS: dict[str, Callable[[Flags], int]] = {
     "convert": convert,
     "quantize": quantize,
     "prune": prune,
+    "train-recursive": train_recursive,
     "bench": bench,
     "info": info,
 }

@@ -18,6 +18,7 @@ from pyloss.cli.flags.generating import chat_parser, generate_parser
 from pyloss.cli.flags.inspecting import data_parser
 from pyloss.cli.flags.measuring import bench_parser, info_parser
 from pyloss.cli.flags.quantizing import quantize_parser
+from pyloss.cli.flags.recursive import train_recursive_parser
 from pyloss.cli.flags.reporting import report_parser
 from pyloss.cli.flags.training import train_parser
 from pyloss.cli.parser import Parser
@@ -55,6 +56,7 @@ def build_parser(prog: str = "pyloss") -> argparse.ArgumentParser:
     convert_parser(commands)
     quantize_parser(commands)
     prune_parser(commands)
+    train_recursive_parser(commands)
     bench_parser(commands)
     info_parser(commands)
     for each in commands.choices.values():

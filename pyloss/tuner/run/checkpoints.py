@@ -20,11 +20,11 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -37,6 +37,7 @@ from pyloss.tuner.run.run_folder import STATE_FILE
 STATE_KEY = "pyloss_trainer_state_1"
 
 Arrays = dict[str, np.ndarray]
+T = TypeVar("T")
 
 
 @dataclass
@@ -142,11 +143,20 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
     Raises:
         OSError: the file cannot be written; the message names it.
     """
-    tensors: Arrays = {}
     tree = {field.name: getattr(checkpoint, field.name) for field in fields(checkpoint)}
     tree["progress"] = asdict(checkpoint.progress)
+    write_tree(path, STATE_KEY, tree)
+
+
+def write_tree(path: str | os.PathLike[str], key: str, tree: Mapping[str, Any]) -> None:
+    """Replace the safetensors file `path` atomically with nested values and arrays.
+
+    `key` names their kind in the file's metadata. Raises OSError naming the file.
+    """
+    tensors: Arrays = {}
+    text = json.dumps(_pack(tree, "", tensors))
     # safetensors writes several keys in any order; one key makes equal states equal files.
-    write_safetensors(path, tensors, {STATE_KEY: json.dumps(_pack(tree, "", tensors))})
+    write_safetensors(path, tensors, {key: text})
 
 
 def state_path(path: str | os.PathLike[str]) -> Path:
@@ -162,9 +172,18 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         FileNotFoundError: there is no state file.
         FormatError: the file is damaged or not a trainer state.
     """
+    return read_tree(state_path(path), STATE_KEY, _checkpoint)
+
+
+def read_tree(file: Path, key: str, read: Callable[[Any], T]) -> T:
+    """Read what `write_tree` wrote under `key`; `read` makes the result of the nested values.
+
+    Raises:
+        FileNotFoundError: there is no file.
+        FormatError: the file is damaged or of another kind, or `read` raised an error of its input.
+    """
     from safetensors import SafetensorError, safe_open
 
-    file = state_path(path)
     if not file.is_file():
         raise FileNotFoundError(
             f"nothing to resume: {file} does not exist (it is written by a run that saves); "
@@ -172,13 +191,13 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         )
     try:
         with safe_open(file, framework="numpy") as opened:
-            text = (opened.metadata() or {}).get(STATE_KEY)
+            text = (opened.metadata() or {}).get(key)
             if text is None:
                 raise FormatError(
-                    file, "metadata", f"not a trainer state of this version: has no {STATE_KEY!r}"
+                    file, "metadata", f"not a trainer state of this version: has no {key!r}"
                 )
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}
-        return _checkpoint(_unpack(json.loads(text), tensors))
+        return read(_unpack(json.loads(text), tensors))
     except FormatError:
         raise
     except (

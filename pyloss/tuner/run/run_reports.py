@@ -62,8 +62,8 @@ class RunReports:
         if self.display is not None:
             self.display.advance(loss)
 
-    def report(self, p: Progress, optimizer: Any) -> None:
-        """Report the iterations since the last report, if any."""
+    def report(self, p: Progress, optimizer: Any, more: Mapping[str, float] = {}) -> None:
+        """Report the iterations since the last report, if any; `more` are further numbers."""
         if p.reported_at == p.iteration:
             return
         seconds = max(self.train_time, 1e-9)
@@ -78,6 +78,7 @@ class RunReports:
             "updates": optimizer.step,
             "grad_norm": p.grad_norm,
             "seconds_left": self.seconds_left(p.iteration),
+            **more,
         }
         with uninterrupted():
             p.loss_sum, p.loss_weight, p.reported_at = 0.0, 0.0, p.iteration
@@ -88,17 +89,18 @@ class RunReports:
         for reporter in self.reporters:
             reporter.on_train_loss_report(dict(info))
 
-    def record_validation(self, iteration: int, loss: float, seconds: float) -> dict[str, Any]:
+    def record_validation(
+        self, iteration: int, loss: float, seconds: float, more: Mapping[str, float] = {}
+    ) -> dict[str, Any]:
         """Write a validation to `metrics.jsonl`; return what `report_validation` reports."""
         self.val_time = seconds
-        info = {"iteration": iteration, "val_loss": loss, "val_time": seconds}
+        info = {"iteration": iteration, "val_loss": loss, "val_time": seconds, **more}
         self._record(info)
         return info
 
     def report_validation(self, info: Mapping[str, Any]) -> None:
-        self._keep(
-            {"val_iteration": info["iteration"]} | {k: info[k] for k in ("val_loss", "val_time")}
-        )
+        rest = {name: value for name, value in info.items() if name != "iteration"}
+        self._keep({"val_iteration": info["iteration"]} | rest)
         for reporter in self.reporters:
             reporter.on_val_loss_report(dict(info))
 

@@ -65,6 +65,19 @@ def read_yaml(path: PathLike) -> dict[Any, Any]:
     return {key: value for key, value in content.items() if value is not None}
 
 
+def yaml_value(text: str) -> Any:
+    """The value of a piece of YAML text, such as `1e-4` or `[a, b]`, as in a settings file.
+
+    Raises ImportError without PyYAML, ValueError for other text.
+    """
+    try:
+        value = _parse(text)
+        _check(value, "the value", {})
+    except (_Wrong, RecursionError) as error:
+        raise ValueError(f"{shown(text)}: {error}") from None
+    return value
+
+
 def _parse(text: str) -> Any:
     """Return the content of a YAML text. Raises _Wrong for invalid text."""
     try:
