@@ -21,7 +21,8 @@ TABLES := $(filter %.def %.cl,$(CORE))
 
 .PHONY: help demo demo-distill test test-all readme parity lint sanitized sanitize fuzz
 .PHONY: fuzz-sanitize bench bench-train bench-losses bench-distill bench-opencl bench-scaling \
-    bench-families bench-tape bench-optimizers bench-quantize bench-distributed bench-mlx clean
+    bench-families bench-tape bench-optimizers bench-quantize bench-distributed bench-mlx \
+    bench-recursive clean
 
 help:
 	@echo 'make demo           set up .venv and fine-tune the embedded model (about ten minutes)'
@@ -41,6 +42,7 @@ help:
 	@echo 'make bench-distill  measure distillation, beside a plain loop in torch'
 	@echo 'make bench-quantize  K-quants beside llama.cpp, tuned scales beside mlx-lm (hours)'
 	@echo 'make bench-mlx      scripts written for mlx-lm, beside mlx-lm itself (two hours)'
+	@echo 'make bench-recursive  an update of HRM and TRM, beside torch (an hour)'
 	@echo 'make bench-tape     measure attention, NumPy on Tensors and optimizers, beside torch'
 	@echo 'make bench-families  steps of each family, and what models of real sizes need (an hour)'
 	@echo 'make bench          measure matrix products, experts, loading and imports'
@@ -137,6 +139,9 @@ bench-mlx: $(VENV)/done-install $(VENV)/done-model $(VENV)/done-parity $(VENV)/d
 
 bench-tape: $(VENV)/done-install $(VENV)/done-parity $(VENV)/done-bench
 	$(BIN)/python benchmarks/tape.py
+
+bench-recursive: $(VENV)/done-install $(VENV)/done-parity $(VENV)/done-bench
+	$(BIN)/python benchmarks/recursive.py
 
 bench-families: $(VENV)/done-install $(VENV)/done-parity $(VENV)/done-bench
 	$(BIN)/python benchmarks/families.py

@@ -24,6 +24,9 @@ import matmul
 import mlx_scripts
 import opencl
 import quantize
+import recursive
+import recursive_pyloss
+import recursive_work
 import scaling
 import shapes
 import step_limits
@@ -431,3 +434,65 @@ def test_scripts_for_mlx_are_measured_in_turn(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         mlx_scripts.main()
     assert "no script is called 'resum'" in capsys.readouterr().err and len(asked) == 4
+
+
+@pytest.mark.parametrize("case, levels", [("trm-256", 21 + 2 * 7), ("hrm-256", 2 * (12 + 2 * 2))])
+def test_the_products_of_an_update_of_a_recursive_model(case, levels, monkeypatch):
+    """Each run of two blocks multiplies by their matrices once, and its gradient twice."""
+    for name, _ in _core.ops():
+        monkeypatch.setattr(_core, name, getattr(_core, name))
+    for module, name in ((step_limits, "WORK"), (step_limits.Recorded, "__call__")):
+        monkeypatch.setattr(module, name, getattr(module, name))
+    sizes = {"hidden_size": 32, "num_heads": 2, "seq_len": 9, "batch_size": 4}
+    kind, config = recursive_work.config_of(case, **sizes)
+    weights = 2 * (4 * 32 * 32 + 3 * 32 * config.inner_size(32))
+    heads = (2 if kind == "hrm" else 1) + 2
+    expected = 2 * (36 * (levels * weights + heads * 11 * 32) + 4 * heads * 2 * 32)
+    assert recursive_pyloss.products_of(kind, config) == pytest.approx(expected / 1e9, rel=1e-12)
+
+
+def test_sides_of_a_recursive_update_are_measured_in_turn(monkeypatch, capsys):
+    """The best update and the least memory of the rounds, beside the fastest product of either."""
+    asked = []
+
+    def run_json(program, case, *flags, **_):
+        asked.append((program, *flags))
+        if "--products" in flags:
+            ours = program == "recursive_pyloss.py"
+            speeds = {"float32": 100.0, "bfloat16": 300.0 + 100 * ours}
+            return {"gflops": speeds} | ({"gflop": 200.0} if ours else {})
+        first = asked.count((program, *flags)) == 1
+        seconds = {"recursive_peer.py": 6.0, "recursive_pyloss.py": 4.0}[program]
+        seconds -= ("--compile" in flags) + ("bfloat16" in flags)
+        peak = 1.5 if first else 1.25
+        return {"update_s": seconds + (not first), "peak_gb": peak, "loss": 2.5}
+
+    monkeypatch.setattr(recursive, "run_json", run_json)
+    monkeypatch.setattr(recursive, "machine", str)
+    monkeypatch.setattr(sys, "argv", ["recursive.py", "--only", "trm-512"])
+    recursive.main()
+    programs = [program for program, _ in recursive.SIDES.values()]
+    timed = [flags for flags in asked if "--products" not in flags]
+    assert [flags[:-2] for flags in timed] == 2 * programs
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert lines[0].startswith("| TRM, attention, 32 x 81, hidden 512 | s an update | limit, s |")
+    found = {row[0]: row[1:] for line in lines[2:] for row in [line.strip("| ").split(" | ")]}
+    assert list(found) == list(recursive.SIDES)
+    assert found["torch"] == ["6.000", "2.000", "0.33", "1.00", "0.83", "1.25", "2.5000"]
+    assert found["pyloss, bfloat16 products"] == [
+        *("3.000", "0.500", "0.17", "2.00", "1.67", "1.25", "2.5000")
+    ]
+
+
+def test_an_update_of_a_recursive_model_changes_its_puzzles(monkeypatch):
+    made = []
+    model_of = recursive_work.model_of
+    monkeypatch.setattr(
+        recursive_work, "model_of", lambda *given: made.append(model_of(*given)) or made[-1]
+    )
+    sizes = {"hidden_size": 32, "num_heads": 2, "seq_len": 9, "batch_size": 4}
+    config = recursive_work.config_of("trm-paper", **sizes, puzzle_emb_ndim=32, L_cycles=1)
+    update = recursive_pyloss.update_of(*config)
+    losses = [update() for _ in range(3)]
+    assert np.isfinite(losses).all() and losses[2] != losses[0]
+    assert np.all(made[0].puzzle_emb.weights != 0)

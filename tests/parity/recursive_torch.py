@@ -157,7 +157,8 @@ class Recursive:
         mask = labels != -100
         counts = mask.sum(-1)
         right = (mask & (logits.argmax(-1) == labels)).sum(-1) == counts
-        s = torch.where(logits < 0, 1 / (1 - logits + 1e-30), logits + 1).double()
+        wide = logits.double()  # before 1 - logits: in bfloat16 it is often 0
+        s = torch.where(wide < 0, 1 / (1 - wide + 1e-30), wide + 1)
         picked = torch.log(s / s.sum(-1, keepdim=True)).gather(-1, labels.clamp_min(0)[..., None])
         tokens = -torch.where(mask, picked[..., 0], 0)
         loss = (tokens / counts.clamp_min(1)[:, None]).sum()

@@ -1,5 +1,8 @@
 """HRM and TRM against PyTorch: losses, states and every gradient over the steps of a carry."""
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -10,6 +13,11 @@ from pyloss.recursive.checkpoints import _parts_of
 
 torch = pytest.importorskip("torch", reason="torch is not installed (parity extra)")
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+import recursive_peer
+import recursive_pyloss
+import recursive_work
 from recursive_torch import Recursive, as_torch
 
 SIZES = {
@@ -134,3 +142,17 @@ def test_checkpoints_of_torch(case, tmp_path):
     assert set(back) == set(saved)
     for name, array in back.items():
         np.testing.assert_array_equal(array, saved[name].float().numpy())
+
+
+@pytest.mark.parametrize("case", ["trm-256", "hrm-256"])
+def test_sides_of_the_benchmark_do_the_same_updates(case):
+    sizes = {"hidden_size": 32, "num_heads": 2, "seq_len": 9, "batch_size": 4}
+    given = recursive_work.config_of(case, **sizes)
+    ours = recursive_pyloss.update_of(*given)
+    theirs = recursive_peer.update_of(*given, torch.float32, compiled=False)
+    half = recursive_peer.update_of(*given, torch.bfloat16, compiled=False)
+    losses = [(ours(), theirs(), half()) for _ in range(3)]
+    assert len({round(one, 3) for one, _, _ in losses}) == 3
+    for one, other, rounded in losses:
+        assert one == pytest.approx(other, rel=1e-5)
+        assert one == pytest.approx(rounded, rel=0.2)
