@@ -83,7 +83,7 @@ def commands(text):
     lines = [
         m[1]
         for m in re.finditer(
-            r"^ *(?:echo .*\| *)?pyloss ((?:train|data|distill|checkpoints|report|eval|generate|chat|fuse|export|convert|quantize|prune|bench|info)\b.*)",
+            r"^ *(?:echo .*\| *)?pyloss ((?:train|data|distill|checkpoints|report|eval|generate|chat|fuse|export|convert|quantize|prune|puzzles|bench|info)\b.*)",
             text,
             re.M,
         )
@@ -91,7 +91,7 @@ def commands(text):
     lines += [
         m[1]
         for m in re.finditer(
-            r"`pyloss ((?:train|data|distill|checkpoints|report|eval|generate|chat|fuse|export|convert|quantize|prune|bench|info) [^`]*--model [^`]*)`",
+            r"`pyloss ((?:train|data|distill|checkpoints|report|eval|generate|chat|fuse|export|convert|quantize|prune|puzzles|bench|info) [^`]*--model [^`]*)`",
             text,
         )
     ]

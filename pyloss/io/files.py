@@ -120,8 +120,8 @@ def _check_ending(place: Path, named_as_folder: bool, folder: bool, ending: str)
         )
 
 
-def _temporary(target: Path) -> Path:
-    """A new name beside `target`, see _TEMPORARY."""
+def temporary_beside(target: Path) -> Path:
+    """A new name beside `target`, which `sweep` knows."""
     return target.with_name(f".{target.name[:100]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
 
 
@@ -137,7 +137,7 @@ def replacing(path: PathLike) -> Iterator[Path]:
     """
     # A symbolic link stays; its target is replaced.
     target = Path(os.path.realpath(user_path(path)))
-    beside = _temporary(target)
+    beside = temporary_beside(target)
     try:
         try:
             os.close(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
@@ -390,7 +390,7 @@ def write_safetensors(
     with replacing(path) as beside:
         mode = beside.stat().st_mode & 0o7777
         # The library has temporary files of names of its own: in a folder that `sweep` removes.
-        folder = _temporary(beside)
+        folder = temporary_beside(beside)
         folder.mkdir()
         try:
             save_file(dense, folder / "tensors", metadata=dict(metadata) if metadata else None)

@@ -100,9 +100,9 @@ def output(
 ) -> Iterator[None]:
     """Writes an output in the block: the files `names` of the folder `path`, or the file `path`.
 
-    Makes and locks the folder. Existing files of these names are set aside, which the log says;
-    with `overwrite` they are removed once the block has succeeded. If it fails, they come back, and
-    a folder that was made here goes if it is empty.
+    Makes and locks the folder. Existing files or folders of these names are set aside, which the
+    log says; with `overwrite` they are removed once the block has succeeded. If it fails, they come
+    back, and a folder that was made here goes if it is empty.
 
     Raises:
         OSError: names the file or folder that cannot be made or written.
@@ -137,7 +137,8 @@ def kept_note(aside: Path) -> str:
 def _bring_back(aside: Path, folder: Path) -> None:
     for entry in list(aside.iterdir()):
         with suppress(FileNotFoundError):
-            (folder / entry.name).unlink()
+            place = folder / entry.name
+            shutil.rmtree(place) if place.is_dir() and not place.is_symlink() else place.unlink()
         _move(entry, folder / entry.name, lambda link: link.removeprefix(os.pardir + os.sep))
     with suppress(OSError):
         aside.rmdir()

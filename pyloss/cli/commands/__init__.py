@@ -11,6 +11,7 @@ from pyloss.cli.commands.distilling import distill
 from pyloss.cli.commands.evaluating import evaluate
 from pyloss.cli.commands.generating import generate
 from pyloss.cli.commands.inspecting import data
+from pyloss.cli.commands.making_puzzles import puzzles
 from pyloss.cli.commands.measuring import bench, info
 from pyloss.cli.commands.quantizing import quantize
 from pyloss.cli.commands.recursive import train_recursive
@@ -32,6 +33,7 @@ COMMANDS: dict[str, Callable[[Flags], int]] = {
     "convert": convert,
     "quantize": quantize,
     "prune": prune,
+    "puzzles": puzzles,
     "train-recursive": train_recursive,
     "bench": bench,
     "info": info,

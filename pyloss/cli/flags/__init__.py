@@ -16,6 +16,7 @@ from pyloss.cli.flags.distilling import distill_parser
 from pyloss.cli.flags.evaluating import eval_parser
 from pyloss.cli.flags.generating import chat_parser, generate_parser
 from pyloss.cli.flags.inspecting import data_parser
+from pyloss.cli.flags.making_puzzles import puzzles_parser
 from pyloss.cli.flags.measuring import bench_parser, info_parser
 from pyloss.cli.flags.quantizing import quantize_parser
 from pyloss.cli.flags.recursive import train_recursive_parser
@@ -56,6 +57,7 @@ def build_parser(prog: str = "pyloss") -> argparse.ArgumentParser:
     convert_parser(commands)
     quantize_parser(commands)
     prune_parser(commands)
+    puzzles_parser(commands)
     train_recursive_parser(commands)
     bench_parser(commands)
     info_parser(commands)

@@ -13,7 +13,7 @@ import numpy as np
 
 from pyloss.checks.arrays import as_integers
 from pyloss.checks.numbers import whole
-from pyloss.errors import FormatError, counted
+from pyloss.errors import FormatError
 from pyloss.io.bars import bar
 from pyloss.io.files import PathLike
 from pyloss.recursive.data.csv_file import read_puzzle_csv
@@ -244,14 +244,3 @@ def _check_answers(
 
 def _sizes() -> str:
     return ", ".join(map(str, BOXES))
-
-
-def describe(puzzles: Sequence[Sudoku]) -> str:
-    """ "1000 puzzles of 9 x 9, 24.3 cells given, ratings 0 to 31 (median 2)"."""
-    size = len(puzzles[0].question)
-    given = np.mean([np.count_nonzero(puzzle.question) for puzzle in puzzles])
-    ratings = [puzzle.rating for puzzle in puzzles]
-    return (
-        f"{counted(len(puzzles), 'puzzle')} of {size} x {size}, {given:.1f} cells given, "
-        f"ratings {min(ratings)} to {max(ratings)} (median {np.median(ratings):.0f})"
-    )
