@@ -45,6 +45,11 @@ OWN = {
     "data",
     "data/",
     "small/",
+    "config/cfg_pretrain.yaml",
+    "data/sudoku-extreme-1k-aug-1000",
+    "mine.yaml",
+    "trm.yaml",
+    "sudoku",
 }
 READS = (
     "model",
