@@ -9,15 +9,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from pyloss import _core
 from pyloss.checks.numbers import whole
 from pyloss.generation.sampling import Processor, Sampler, SamplingParams
-from pyloss.generation.single import read_prompt
 from pyloss.io.console import out
+
+if TYPE_CHECKING:
+    from pyloss.models.batch_cache import BatchCache
+    from pyloss.models.cache import KVCache
 
 #: sequences that run at once, by default
 BATCH_SIZE = 16
@@ -35,6 +38,7 @@ class Completion:
         prompt_tokens: tokens of the prompt.
         logprobs: the natural log of each token's probability in the softmax of the model's logits,
             if asked for.
+        cache: the keys and values of the prompt and of all generated tokens, if asked for.
     """
 
     index: int
@@ -43,6 +47,7 @@ class Completion:
     finish_reason: Literal["stop", "length"]
     prompt_tokens: int
     logprobs: list[float] | None = None
+    cache: KVCache | None = None
 
 
 @dataclass
@@ -83,6 +88,7 @@ class _Sequence:
     params: SamplingParams
     sampler: Sampler
     decoder: Any
+    begun: KVCache | None = None
     text: str = ""
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -108,7 +114,12 @@ class _Sequence:
         if places:
             self.text, self.reason = self.text[: min(places)[0]], "stop"
 
-    def completion(self, logprobs: bool) -> Completion:
+    @property
+    def known(self) -> int:
+        """The tokens before the prompt."""
+        return 0 if self.begun is None else self.begun.length
+
+    def completion(self, logprobs: bool, cache: KVCache | None) -> Completion:
         assert self.reason is not None
         return Completion(
             self.index,
@@ -117,6 +128,7 @@ class _Sequence:
             self.reason,
             len(self.ids),
             self.logprobs if logprobs else None,
+            cache,
         )
 
 
@@ -142,31 +154,38 @@ class BatchGenerator:
         *,
         logits_processors: Sequence[Processor] | None = None,
         logprobs: bool = False,
+        caches: bool = False,
     ):
-        """`logits_processors` as in `generate_tokens`; `logprobs` fills `Completion.logprobs`."""
+        """`logits_processors` as in `generate_tokens`.
+
+        `logprobs` and `caches` fill these fields of `Completion`.
+        """
         self.model, self.tokenizer = model, tokenizer
         self.batch_size = whole(batch_size, "batch_size", 1)
         self.stats = BatchStats()
         self._processors, self._logprobs = tuple(logits_processors or ()), logprobs
+        self._caches = caches
         self._pool: ThreadPoolExecutor | None = None
 
     def run(
         self,
         prompts: Sequence[str | Sequence[int]],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
+        caches: Sequence[KVCache | None] | None = None,
     ) -> Iterator[Completion]:
         """Yields the answer of each prompt (a text or token ids) when it ends.
 
-        `params` are the same for all prompts, or one for each. Texts get the tokenizer's special
-        tokens, as in `stream_generate`. ValueError, before anything is computed, for a prompt that
-        has no tokens or other ids than the vocabulary's, and MemoryError if the keys and values of
-        so many sequences cannot fit.
+        `params` are the same for all prompts, or one for each. `caches` of the model's `make_cache`
+        hold the tokens before each prompt; they do not change, and prompts may share one. Texts get
+        the tokenizer's special tokens, as in `stream_generate`. ValueError, before anything is
+        computed, for a prompt that has no tokens or other ids than the vocabulary's, and
+        MemoryError if the keys and values of so many sequences cannot fit.
         """
-        sequences = self._checked(prompts, params)
+        sequences = self._checked(prompts, params, caches)
         self.stats = BatchStats(cache_bytes=self._check_memory(sequences))
         return self._run(deque(sequences))
 
-    def _checked(self, prompts: Any, params: Any) -> list[_Sequence]:
+    def _checked(self, prompts: Any, params: Any, caches: Any) -> list[_Sequence]:
         from pyloss.models.text.special import encode_text
         from pyloss.models.tokenizer import StreamDecoder
 
@@ -176,8 +195,11 @@ class BatchGenerator:
             params = [params or SamplingParams()] * len(prompts)
         if len(params) != len(prompts):
             raise ValueError(f"there are {len(prompts)} prompts, but params for {len(params)}")
+        caches = [None] * len(prompts) if caches is None else list(caches)
+        if len(caches) != len(prompts):
+            raise ValueError(f"there are {len(prompts)} prompts, but caches for {len(caches)}")
         sequences = []
-        for index, (prompt, own) in enumerate(zip(prompts, params, strict=True)):
+        for index, (prompt, own, begun) in enumerate(zip(prompts, params, caches, strict=True)):
             if not isinstance(prompt, str | Iterable):
                 raise TypeError(f"prompt {index} must be a text or token ids, not {prompt!r:.40}")
             ids = np.asarray(
@@ -193,11 +215,11 @@ class BatchGenerator:
             except (TypeError, ValueError) as error:
                 raise type(error)(f"prompt {index}: {error}") from None
             decoder = StreamDecoder(self.tokenizer, skip_special_tokens=True)
-            sequences.append(_Sequence(index, ids, own, own.make_sampler(), decoder))
+            sequences.append(_Sequence(index, ids, own, own.make_sampler(), decoder, begun))
         return sequences
 
     def _check_memory(self, sequences: Sequence[_Sequence]) -> int:
-        lengths = [len(s.ids) + s.params.max_tokens for s in sequences]
+        lengths = [s.known + len(s.ids) + s.params.max_tokens for s in sequences]
         longest = sorted(lengths, reverse=True)[: self.batch_size]
         needed = self.model.cache_bytes(longest)
         free = free_memory()
@@ -220,38 +242,44 @@ class BatchGenerator:
                 for _ in entering:
                     waiting.popleft()
                 if entering:
-                    cache.enter(
-                        {
-                            slot: (len(s.ids), len(s.ids) + s.params.max_tokens)
-                            for slot, s in entering.items()
-                        }
-                    )
-                for slot, sequence in entering.items():
-                    self._read(sequence, cache.prompt(slot))
-                    running[slot] = sequence
-                    if sequence.reason:
-                        cache.release(slot)
-                        yield running.pop(slot).completion(self._logprobs)
+                    self._enter(entering, cache)
+                    running |= entering
+                    yield from self._ended(running, cache)
                 if not running:
                     continue
                 here = sorted(running)
                 self._step(cache, here, [running[slot] for slot in here])
-                for slot in here:
-                    if running[slot].reason:
-                        cache.release(slot)
-                        yield running.pop(slot).completion(self._logprobs)
+                yield from self._ended(running, cache)
         finally:
             if self._pool is not None:
                 self._pool.shutdown()
                 self._pool = None
 
-    def _read(self, sequence: _Sequence, cache: Any) -> None:
-        """Reads a prompt, and takes the first token after it."""
+    def _enter(self, entering: dict[int, _Sequence], cache: BatchCache) -> None:
+        """Reads prompts, and takes the first token after each."""
         begin = time.perf_counter()
-        logits = read_prompt(self.model, sequence.ids, cache)
-        self.stats.prompt_tokens += len(sequence.ids)
+        read = {slot: s.known + len(s.ids) for slot, s in entering.items()}
+        cache.enter(
+            {slot: (read[slot], read[slot] + s.params.max_tokens) for slot, s in entering.items()}
+        )
+        for slot, sequence in entering.items():
+            if sequence.begun is not None:
+                cache.take(slot, sequence.begun)
+        sequences = list(entering.values())
+        logits = self.model.read_each([s.ids for s in sequences], cache, list(entering))
+        self.stats.prompt_tokens += sum(len(s.ids) for s in sequences)
         self.stats.prompt_time += time.perf_counter() - begin
-        self._choose([sequence], logits[None])
+        self._choose(sequences, logits)
+
+    def _ended(self, running: dict[int, _Sequence], cache: BatchCache) -> Iterator[Completion]:
+        """Takes the sequences that have ended out of `running`."""
+        ended = [slot for slot in sorted(running) if running[slot].reason]
+        if self._caches and ended:  # the last token has no keys yet
+            self.model.step_each([running[slot].tokens[-1] for slot in ended], cache, ended)
+        for slot in ended:
+            kept = cache.sequence(slot) if self._caches else None
+            cache.release(slot)
+            yield running.pop(slot).completion(self._logprobs, kept)
 
     def _step(self, cache: Any, slots: list[int], sequences: list[_Sequence]) -> None:
         """One more token of each sequence."""
@@ -278,7 +306,10 @@ class BatchGenerator:
         if highest is not None:  # rows of the output past it are no tokens
             logits = logits[:, : highest + 1]
         slow = self._logprobs or any(s.params.temperature for s in sequences)
-        chosen = (self._map() if slow and len(sequences) > 1 else map)(choose, sequences, logits)
+        # Functions of the caller draw and count in the order of the sequences.
+        own = self._processors or any(s.params.sampler is not None for s in sequences)
+        threads = slow and not own and len(sequences) > 1
+        chosen = (self._map() if threads else map)(choose, sequences, logits)
         ends = self.tokenizer.eos_token_ids
         for sequence, (token, logprob) in zip(sequences, list(chosen), strict=True):
             sequence.logprobs.append(logprob)

@@ -14,7 +14,12 @@ from pyloss.generation.batch import BatchGenerator, BatchStats
 from pyloss.generation.sampling import SamplingParams
 from pyloss.io.console import out
 from pyloss.mlx_lm.arrays import array
-from pyloss.mlx_lm.models.cache import make_prompt_cache
+from pyloss.mlx_lm.models.cache import (
+    RotatingKVCache,
+    cache_of,
+    make_prompt_cache,
+    own_cache,
+)
 from pyloss.mlx_lm.sample_utils import LogitsProcessor, Sampler, greedy_sampler
 from pyloss.mlx_lm.steps import generate_step, log_softmax
 from pyloss.runtime.memory import peak_memory
@@ -58,8 +63,9 @@ def batch_generate(
     """Answers to prompts of token ids, many at a time.
 
     `kwargs`: `sampler` and `logits_processors` for all, `completion_batch_size` sequences at a
-    time. With `prompt_caches` or `return_prompt_caches` the prompts are answered one by one; given
-    caches are not changed. `logprobs` are those of the chosen tokens.
+    time. Given caches do not change, and prompts may share one; returned ones hold all generated
+    tokens. With `max_kv_size` or a RotatingKVCache the prompts are answered one by one. `logprobs`
+    are those of the chosen tokens.
     """
     limits = [max_tokens] * len(prompts) if isinstance(max_tokens, int) else list(max_tokens)
     if len(limits) != len(prompts):
@@ -73,11 +79,17 @@ def batch_generate(
             f"batch_generate has no option {next(iter(kwargs))!r}; known are sampler, "
             f"logits_processors, completion_batch_size, max_kv_size, {', '.join(_SIZES)}"
         )
-    if prompt_caches is not None or return_prompt_caches or most is not None:
-        options = {"sampler": sampler, "logits_processors": processors, "max_kv_size": most}
-        found = _one_by_one(model, tokenizer, prompts, prompt_caches, limits, options)
+    begun = [None] * len(prompts) if prompt_caches is None else list(prompt_caches)
+    if len(begun) != len(prompts):
+        raise ValueError(f"there are {len(prompts)} prompts, but prompt_caches for {len(begun)}")
+    options = {"sampler": sampler, "logits_processors": processors}
+    if most is not None or any(
+        isinstance(layer, RotatingKVCache) for c in begun for layer in c or ()
+    ):
+        found = _one_by_one(model, tokenizer, prompts, begun, limits, most, **options)
     else:
-        found = _together(model, tokenizer, prompts, limits, size, sampler, processors)
+        more = {"caches": return_prompt_caches, "logprobs": return_logprobs}
+        found = _together(model, tokenizer, prompts, begun, limits, size, **options, **more)
     found.texts = [tokenizer.decode(ids) for ids in found.token_ids or ()]
     if verbose:
         stats = found.stats
@@ -103,10 +115,12 @@ def _together(
     model: Any,
     tokenizer: Any,
     prompts: Any,
+    begun: list[Any],
     limits: list[int],
     size: int,
     sampler: Sampler | None,
-    processors: Sequence[LogitsProcessor] | None,
+    logits_processors: Sequence[LogitsProcessor] | None,
+    **kept: bool,
 ) -> BatchResponse:
     def choose(logits: np.ndarray) -> Any:
         assert sampler is not None
@@ -115,39 +129,41 @@ def _together(
     greedy = sampler is None or sampler is greedy_sampler
     shown = [
         lambda tokens, logits, process=process: np.asarray(process(array(tokens), array(logits)))
-        for process in processors or ()
+        for process in logits_processors or ()
     ]
-    generator = BatchGenerator(
-        model,
-        tokenizer,
-        size,
-        logits_processors=shown,
-        logprobs=True,
-    )
+    generator = BatchGenerator(model, tokenizer, size, logits_processors=shown, **kept)
     params = [
         SamplingParams(max_tokens=most, sampler=None if greedy else choose) for most in limits
     ]
     given = [list(map(int, np.asarray(prompt))) for prompt in prompts]
-    done = sorted(generator.run(given, params), key=lambda c: c.index) if given else []
-    ids, logs = [], []
+    own = [None if cache is None else own_cache(model, cache) for cache in begun]
+    done = sorted(generator.run(given, params, own), key=lambda c: c.index) if given else []
+    ids, logs, caches = [], [], []
     for c in done:
-        kept = len(c.tokens) - (c.finish_reason == "stop")
-        ids.append(c.tokens[:kept])
-        logs.append((c.logprobs or [])[:kept])
-    return BatchResponse([], generator.stats, None, ids, logs)
+        count = len(c.tokens) - (c.finish_reason == "stop")
+        ids.append(c.tokens[:count])
+        logs.append((c.logprobs or [])[:count])
+        caches.append(None if c.cache is None else cache_of(model, c.cache))
+    return BatchResponse([], generator.stats, caches, ids, logs)
 
 
 def _one_by_one(
-    model: Any, tokenizer: Any, prompts: Any, caches: Any, limits: list[int], options: Any
+    model: Any,
+    tokenizer: Any,
+    prompts: Any,
+    begun: list[Any],
+    limits: list[int],
+    max_kv_size: int | None,
+    sampler: Sampler | None,
+    logits_processors: Sequence[LogitsProcessor] | None,
 ) -> BatchResponse:
     stats = BatchStats()
     ids: list[list[int]] = []
     logs: list[list[float]] = []
     kept = []
     for i, prompt in enumerate(prompts):
-        cache = make_prompt_cache(model, options["max_kv_size"])
-        if caches is not None and caches[i] is not None:
-            cache = copy.deepcopy(caches[i])
+        given = begun[i]
+        cache = make_prompt_cache(model, max_kv_size) if given is None else copy.deepcopy(given)
         chosen: list[int] = []
         logprobs: list[float] = []
         begun = time.perf_counter()
@@ -156,8 +172,8 @@ def _one_by_one(
             model,
             max_tokens=limits[i],
             prompt_cache=cache,
-            sampler=options["sampler"],
-            logits_processors=options["logits_processors"],
+            sampler=sampler,
+            logits_processors=logits_processors,
         )
         for token, logs_of in steps:
             if not chosen:

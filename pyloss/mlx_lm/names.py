@@ -128,7 +128,7 @@ DIFFERENT: dict[str, dict[str, str]] = {
     },
     "generate": {
         "BatchResponse": "`stats` has pyloss's fields",
-        "batch_generate": "with caches, prompts are answered one by one",
+        "batch_generate": "with `max_kv_size`, prompts are answered one by one",
         "generate_step": "`kv_bits` and `input_embeddings` are refused",
         "maybe_quantize_kv_cache": "`kv_bits` is refused",
         "wired_limit": "does nothing",

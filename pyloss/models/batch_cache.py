@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pyloss import _core
-from pyloss.models.cache import PREFILL, SPARE, NextTokens
+from pyloss.models.cache import PREFILL, SPARE, KVCache, NextTokens, Span
 from pyloss.ops.arrays import empty, zeros
 from pyloss.runtime.device import on_device_of
 
@@ -58,17 +58,40 @@ class _Layers:
             wanted[slot] = self.most[slot] if self.window else min(length + SPARE, most)
         return self._make_room(wanted)
 
-    def make_room(self, slots: Sequence[int], n: int) -> bool:
-        """Makes room for the next n tokens of each of these sequences; whether rows have moved.
+    def make_room(self, slots: Sequence[int], counts: Sequence[int]) -> bool:
+        """Makes room for so many next tokens of each of these sequences; whether rows have moved.
 
         With a window, the rows before it are dropped where there is no room.
         """
-        full = [slot for slot in slots if self.held[slot] + n > self.capacity[slot]]
+        wanted = {slot: self.held[slot] + n for slot, n in zip(slots, counts, strict=True)}
+        full = {slot: rows for slot, rows in wanted.items() if rows > self.capacity[slot]}
         if self.window:
             for slot in full:
                 self._drop(slot)
             return False
-        return self._make_room({slot: self.held[slot] + n for slot in full})
+        return self._make_room(full)
+
+    def take(self, slot: int, span: Span) -> None:
+        """Copies the rows of a sequence that has entered; with a window, only those in it."""
+        kept = min(span.held, self.window - 1) if self.window else span.held
+        begin = int(self.begin[slot])
+        for place, own in enumerate(() if span.store is None else span.store):
+            store = self.store(place, own, own.shape[-1], len(own))
+            for rows, new in zip(own, store, strict=True):
+                new[begin : begin + kept] = rows[span.held - kept : span.held]
+        self.held[slot] = kept
+
+    def give(self, slot: int, span: Span) -> None:
+        """Copies the rows of a sequence into an empty span."""
+        begin, held = int(self.begin[slot]), int(self.held[slot])
+        span.held = span.capacity = held
+        for place, store in enumerate(self._stores):
+            if store is None:
+                continue
+            if span.store is None:
+                span.store = empty(span.layers, len(store), held, store.shape[-1], like=store)
+            for rows, new in zip(store, span.store[place], strict=True):
+                new[:held] = rows[begin : begin + held]
 
     def _drop(self, slot: int) -> None:
         begin, held, kept = int(self.begin[slot]), int(self.held[slot]), self.window - 1
@@ -102,22 +125,23 @@ class _Layers:
         self.begin, self.capacity = begin, capacity
         return True
 
-    def reserve(self, slots: Sequence[int], n: int) -> None:
-        """Sets `next_rows` and `bounds` for the next n tokens of each of these sequences."""
-        here = np.asarray(slots)
-        self.bounds[::2], self.bounds[1::2] = self.begin, self.begin + self.held
-        self.bounds[2 * here + 1] += n
+    def reserve(self, counts: np.ndarray) -> None:
+        """Sets `next_rows` and `bounds` for so many next tokens of each slot's sequence."""
+        ends = self.begin + self.held
+        self.bounds[::2], self.bounds[1::2] = self.begin, ends + counts
+        n = int(counts.sum())
         # Recorded calls read the same array on every step of as many tokens.
-        self.next_rows = self._rows.setdefault(n * len(here), np.empty(n * len(here), np.int32))
-        self.next_rows[:] = ((self.begin + self.held)[here, None] + np.arange(n)).reshape(-1)
+        self.next_rows = self._rows.setdefault(n, np.empty(n, np.int32))
+        self.next_rows[:] = np.repeat(ends - np.cumsum(counts) + counts, counts) + np.arange(n)
 
 
 class BatchCache:
     """Keys and values of up to `slots` sequences, each in a slot.
 
-    `enter` makes room for new sequences, `prompt(slot)` is the cache that reads a prompt. From then
-    on a step adds one token to each of some sequences: `reserve(slots)`, `append` in every layer,
-    `advance(slots)`; the slots ascend. `release(slot)` ends a sequence.
+    `enter` makes room for new sequences, `take` gives one the tokens of a `KVCache`, `prompt(slot)`
+    is the cache that reads a prompt. From then on a step adds tokens to each of some sequences:
+    `reserve(slots)`, `append` in every layer, `advance(slots)`; the slots ascend. `sequence(slot)`
+    is a copy of one, `release(slot)` ends it.
 
     All sequences share the stores of a layer, so that attention is one call. Where a sequence needs
     more room, all are moved, with twice the room for those that are half full. Layers with a window
@@ -137,6 +161,7 @@ class BatchCache:
         self.history: list[list[int]] = [[] for _ in range(slots)]
         self.offsets = np.zeros(2 * slots, np.int32)
         self.next: dict[int, NextTokens] = {}
+        self._windows = list(windows)
         self._states: dict[int, Any] = {}
         # Of the sequences between `offsets`: slots, and between them gaps, which have no rows.
         count = max(2 * slots - 1, 0)
@@ -160,6 +185,27 @@ class BatchCache:
                 store[2 * slot : 2 * slot + 2] = zeros(2, *store.shape[1:], like=store)
         self._moved([group.enter(prompts) for group in self._groups.values()])
 
+    def take(self, slot: int, cache: KVCache) -> None:
+        """Copies the tokens of a cache into a slot, before its first token; the cache stays."""
+        self.lengths[slot], self.history[slot] = cache.length, list(cache.history)
+        self.least[slot] = cache.least
+        for window, span in cache.spans.items():
+            self._groups[window].take(slot, span)
+        for layer, state in cache.states_in_use().items():
+            self.states(layer, state, state.shape)[0][int(self._turns[0][2 * slot])] = state
+
+    def sequence(self, slot: int) -> KVCache:
+        """A copy of a sequence by itself."""
+        cache = KVCache(self._windows)
+        cache.length, cache.history = int(self.lengths[slot]), list(self.history[slot])
+        cache.least = int(self.least[slot])
+        for window, span in cache.spans.items():
+            self._groups[window].give(slot, span)
+        for layer, store in self._states.items():
+            states, _, _ = cache.states(layer, store, store.shape[1:])
+            states[0] = store[int(self._turns[0][2 * slot])]
+        return cache
+
     def restart(self, slot: int) -> None:
         """Drops the keys and values of a sequence; its `history` stays."""
         history = self.history[slot]
@@ -176,24 +222,24 @@ class BatchCache:
         for group in self._groups.values():
             group.held[slot] = 0
 
-    def make_room(self, slots: Sequence[int], n: int) -> None:
-        """Makes room for the next n tokens of each of these sequences."""
-        self._moved([group.make_room(slots, n) for group in self._groups.values()])
+    def make_room(self, slots: Sequence[int], counts: Sequence[int]) -> None:
+        """Makes room for so many next tokens of each of these sequences."""
+        self._moved([group.make_room(slots, counts) for group in self._groups.values()])
 
     def _moved(self, groups: Sequence[bool]) -> None:
         """Drops the replayed steps if the rows of any group have moved."""
         if any(groups):
             self.next.clear()
 
-    def reserve(self, slots: Sequence[int]) -> None:
-        """Prepares the next token of each of these sequences."""
-        self.make_room(slots, 1)
-        count = np.zeros(len(self.lengths), np.int32)
-        count[list(slots)] = 1
-        self.offsets[1::2] = np.cumsum(count)
+    def reserve(self, slots: Sequence[int], counts: Sequence[int]) -> None:
+        """Prepares so many next tokens of each of these sequences."""
+        self.make_room(slots, counts)
+        of_slots = np.zeros(len(self.lengths), np.int64)
+        of_slots[list(slots)] = counts
+        self.offsets[1::2] = np.cumsum(of_slots)
         self.offsets[2::2] = self.offsets[1:-1:2]
         for group in self._groups.values():
-            group.reserve(slots, 1)
+            group.reserve(of_slots)
 
     def append(self, layer: int, keys: np.ndarray, values: np.ndarray) -> tuple[Any, Any, Any]:
         """Adds [n, D] in one layer; returns both stores, and the bounds of the sequences there."""
@@ -222,14 +268,14 @@ class BatchCache:
         here, there = (turns[2 * slot : 2 * slot + 1] - 2 * slot for turns in self._turns)
         return store, on_device_of(like, here), on_device_of(like, there)
 
-    def advance(self, slots: Sequence[int], n: int = 1) -> None:
-        """Ends a step: every layer has n more tokens of each of these sequences."""
+    def advance(self, slots: Sequence[int], counts: Sequence[int]) -> None:
+        """Ends a step: every layer has so many more tokens of each of these sequences."""
         here = list(slots)
         for turns in self._turns:
             turns[[2 * slot for slot in here]] ^= 1
-        self.lengths[here] += n
+        self.lengths[here] += counts
         for group in self._groups.values():
-            group.held[here] += n
+            group.held[here] += counts
 
 
 class PromptCache:
@@ -265,7 +311,7 @@ class PromptCache:
 
     def reserve(self, n: int) -> None:
         """Makes room for the next n tokens."""
-        self._cache.make_room([self._slot], n)
+        self._cache.make_room([self._slot], [n])
         self._n = n
 
     def append(self, layer: int, keys: np.ndarray, values: np.ndarray) -> tuple[Any, Any, Any]:
@@ -294,7 +340,7 @@ class PromptCache:
 
     def advance(self, n: int) -> None:
         """Ends a step of n tokens."""
-        self._cache.advance([self._slot], n)
+        self._cache.advance([self._slot], [n])
 
 
 def _put(k: Any, v: Any, rows: np.ndarray, keys: Any, values: Any) -> tuple[Any, Any]:

@@ -15,7 +15,7 @@ SPARE = 64  # free rows after the stores have moved
 PREFILL = 512  # prompt tokens per forward pass: bounds the memory of long prompts
 
 
-class _Span:
+class Span:
     """The keys and values of all layers with the same window.
 
     They share one array: it then lies in large pages, which are read a third faster.
@@ -69,6 +69,7 @@ class KVCache:
         history: its token ids; only where a longer sequence needs other keys (longrope).
         offsets: int32 [2], the queries of a step of one token.
         next: the replayed step of one token, if one was recorded.
+        spans: the keys and values of the layers with each window.
     """
 
     def __init__(self, windows: list[int]):
@@ -78,14 +79,14 @@ class KVCache:
         self.next: NextTokens | None = None
         self._states: dict[int, Any] = {}
         self._turns = np.zeros(1, np.int32), np.ones(1, np.int32)
-        self._spans = {window: _Span(window, windows.count(window)) for window in windows}
+        self.spans = {window: Span(window, windows.count(window)) for window in windows}
         self._places = [
-            (self._spans[window], windows[:i].count(window)) for i, window in enumerate(windows)
+            (self.spans[window], windows[:i].count(window)) for i, window in enumerate(windows)
         ]
 
     def reserve(self, n: int) -> None:
         """Makes room for the next n tokens."""
-        for span in self._spans.values():
+        for span in self.spans.values():
             if span.held + n > span.capacity:
                 self._move(span, n)
             span.next_rows = span.one_row if n == 1 else np.empty(n, np.int32)
@@ -96,7 +97,7 @@ class KVCache:
         """Drops all keys and values; `history` stays."""
         self.length, self.next = 0, None
         self._states.clear()
-        for span in self._spans.values():
+        for span in self.spans.values():
             span.held = 0
 
     def truncate(self, n: int) -> bool:
@@ -113,12 +114,12 @@ class KVCache:
             or self.history
             or any(
                 span.held - dropped < (min(n, span.window - 1) if span.window else n)
-                for span in self._spans.values()
+                for span in self.spans.values()
             )
         ):
             return False
         self.length = n
-        for span in self._spans.values():
+        for span in self.spans.values():
             span.held -= dropped
         return True
 
@@ -127,11 +128,11 @@ class KVCache:
 
         ValueError where a layer has a window or a state of all tokens.
         """
-        if self._states or self.history or any(span.window for span in self._spans.values()):
+        if self._states or self.history or any(span.window for span in self.spans.values()):
             raise ValueError(
                 "tokens in the middle can be dropped only where all layers attend to all tokens"
             )
-        for span in self._spans.values():
+        for span in self.spans.values():
             if span.store is not None:
                 for store in span.store.reshape(-1, *span.store.shape[2:]):
                     store[first : span.held - count] = store[first + count : span.held].copy()
@@ -139,7 +140,7 @@ class KVCache:
 
     def rows_in_use(self) -> int:
         """The rows of the layers that attend to all tokens; see `forget`."""
-        return max((span.held for span in self._spans.values()), default=0)
+        return max((span.held for span in self.spans.values()), default=0)
 
     def layer_rows(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
         """The keys and the values of a layer that are in use, [rows, kv heads * head_dim] each."""
@@ -149,7 +150,7 @@ class KVCache:
         keys, values = span.store[place]
         return keys[: span.held], values[: span.held]
 
-    def _move(self, span: _Span, n: int) -> None:
+    def _move(self, span: Span, n: int) -> None:
         kept = min(span.held, span.window - 1) if span.window else span.held
         span.capacity = max(2 * kept, kept + n + SPARE)
         if span.store is not None:
@@ -174,6 +175,10 @@ class KVCache:
             self._states[layer] = zeros(2, *shape, like=like)
         here, there = (on_device_of(like, turn) for turn in self._turns)
         return self._states[layer], here, there
+
+    def states_in_use(self) -> dict[int, np.ndarray]:
+        """The states that the next token begins with, by the layers that have one."""
+        return {layer: held[int(self._turns[0][0])] for layer, held in self._states.items()}
 
     def append(
         self, layer: int, keys: np.ndarray, values: np.ndarray
@@ -209,5 +214,5 @@ class KVCache:
         self.length += n
         for turn in self._turns:
             turn ^= 1
-        for span in self._spans.values():
+        for span in self.spans.values():
             span.held += n

@@ -23,11 +23,26 @@ from pyloss.models.layers import HALF_CHECKPOINT_TOKENS, MLP, Cache, DecoderLaye
 from pyloss.models.rope import RopeTable
 from pyloss.nn import Embedding, Linear, Module, RMSNorm
 from pyloss.ops.arrays import empty, i32
+from pyloss.runtime.device import on_device_of
 from pyloss.weights.weight import Weight
 
 #: Sequences of one step of `Model.step_each`: the core sums products of up to so many rows in the
 #: order of one row (SKINNY_M of csrc/kernels/matmul/product.h).
 MOST_ROWS = 32
+
+
+def _packs(lengths: Sequence[int], most: int) -> list[list[int]]:
+    """The places of lengths, in groups whose sum is at most `most`; longer ones are alone."""
+    packs: list[list[int]] = []
+    free: list[int] = []
+    for i, length in enumerate(lengths):
+        at = next((j for j, room in enumerate(free) if room >= length), len(packs))
+        if at == len(packs):
+            packs.append([])
+            free.append(most)
+        packs[at].append(i)
+        free[at] -= length
+    return packs
 
 
 class Decoder(Module):
@@ -358,7 +373,7 @@ class Model(Module):
         logits = empty(len(here), self.vocab_size) if len(parts) > 1 else None
         for part in parts:
             n, own = len(part), here[part].tolist()
-            cache.reserve(own)
+            cache.reserve(own, [1] * n)
             cache.next[n], found = self._next(
                 tokens[part],
                 cache.lengths[own],
@@ -367,11 +382,49 @@ class Model(Module):
                 cache,
                 cache.next.get(n),
             )
-            cache.advance(own)
+            cache.advance(own, [1] * n)
             if logits is None:
                 return found
             logits[part] = found
         assert logits is not None
+        return logits
+
+    def read_each(
+        self, prompts: Sequence[np.ndarray], cache: BatchCache, slots: Sequence[int]
+    ) -> np.ndarray:
+        """Logits [n, V] after token ids [T], T >= 1, that continue the sequence in each slot.
+
+        They have the bits of `step`. Short prompts are read together: a product of few rows takes
+        little longer than one of a single row.
+        """
+        logits = empty(len(slots), self.vocab_size)
+        for part in _packs([len(p) for p in prompts], 1 if self._long_from else MOST_ROWS):
+            part.sort(key=lambda i: slots[i])
+            own = [int(slots[i]) for i in part]
+            if len(part) > 1:
+                logits[part] = self._read_together([prompts[i] for i in part], cache, own)
+                continue
+            for begin in range(0, len(prompts[part[0]]), PREFILL):
+                tokens = prompts[part[0]][begin : begin + PREFILL]
+                logits[part[0]] = self.step(tokens, cache.prompt(own[0]))
+        return logits
+
+    def _read_together(
+        self, prompts: Sequence[np.ndarray], cache: BatchCache, slots: list[int]
+    ) -> np.ndarray:
+        """`read_each` in one pass, for slots that ascend."""
+        counts = [len(p) for p in prompts]
+        cache.reserve(slots, counts)
+        past = cache.lengths[slots]
+        positions = np.concatenate([np.arange(n) + at for n, at in zip(counts, past, strict=True)])
+        rotary = self._rotary(int((past + counts).max()))
+        packing = Packing(cache.offsets, positions.astype(np.int32), rotary)
+        tokens = self._tokens(np.concatenate(prompts), 1)
+        with no_grad():
+            hidden = data(self._run(tokens, packing, cache))
+            last = on_device_of(hidden, (np.cumsum(counts) - 1).astype(np.int32))
+            logits = np.asarray(data(self.head(ops.gather_rows(hidden, last))))
+        cache.advance(slots, counts)
         return logits
 
     def _logits(

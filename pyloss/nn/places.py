@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 import threading
 import warnings
@@ -118,12 +119,17 @@ class TrainedPlaces:
 
 def _class_arrays(module: Module) -> list[str]:
     """The names of arrays of short floats that a module's class has, and not the module."""
+    return [name for name in _arrays_of(type(module)) if name not in vars(module)]
+
+
+@functools.cache
+def _arrays_of(kind: type) -> list[str]:
+    """The names of arrays of short floats among a class's attributes."""
     return [
         name
-        for base in type(module).__mro__
+        for base in kind.__mro__
         for name, value in vars(base).items()
-        if isinstance(value, np.ndarray) and is_trainable(value)
-        if not name.startswith("_") and name not in vars(module)
+        if isinstance(value, np.ndarray) and is_trainable(value) and not name.startswith("_")
     ]
 
 

@@ -1,5 +1,8 @@
 """Answers in batches, against the same prompts one at a time."""
 
+import functools
+import threading
+
 import numpy as np
 import pytest
 import tiny
@@ -124,6 +127,63 @@ def test_a_long_prompt_among_short_ones(model):
     check_alone(model, prompts, [SamplingParams(5)] * 4, 4)
 
 
+def begun(model, tokens):
+    cache = model.make_cache()
+    if tokens:
+        model.step(np.array(tokens, np.int32), cache)
+    return cache
+
+
+def rows_of(model, cache):
+    return [np.array(part) for i in range(len(model.layers)) for part in cache.layer_rows(i)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("kind", ["model", "windowed"])
+def test_prompts_go_on_after_caches(request, kind, batch_size):
+    """Answers are those of the whole texts, and neither shared nor other caches change."""
+    model = request.getfixturevalue(kind)
+    prompts, first = draw(6, 30, 3), draw(3, 50, 4)
+    held = [begun(model, tokens) for tokens in first]
+    before = [rows_of(model, cache) for cache in held]
+    whose = [0, 0, 1, None, 2, 0]
+    generator = BatchGenerator(model, FakeTokenizer(), batch_size, caches=True)
+    caches = [None if i is None else held[i] for i in whose]
+    params = SamplingParams(12)
+    found = {done.index: done for done in generator.run(prompts, params, caches)}
+    for i, (prompt, own) in enumerate(zip(prompts, whose, strict=True)):
+        whole = (first[own] if own is not None else []) + prompt
+        tokens = found[i].tokens
+        assert tokens == alone(model, whole, params)[0]
+        assert found[i].prompt_tokens == len(prompt)
+        kept, want = found[i].cache, begun(model, whole + tokens)
+        assert kept.length == want.length == len(whole) + len(tokens)
+        last = [23 if kind == "windowed" else None] * len(before[0])
+        for got, rows, count in zip(rows_of(model, kept), rows_of(model, want), last, strict=True):
+            count = min(count or len(rows), len(rows), len(got))
+            np.testing.assert_allclose(got[-count:], rows[-count:], atol=2e-5)
+        np.testing.assert_allclose(model.step([7], kept), model.step([7], want), atol=1e-4)
+    for cache, rows in zip(held, before, strict=True):
+        for got, want in zip(rows_of(model, cache), rows, strict=True):
+            np.testing.assert_array_equal(got, want)
+    with pytest.raises(ValueError, match="6 prompts, but caches for 1"):
+        generator.run(prompts, params, held[:1])
+
+
+def test_functions_of_the_caller_are_called_in_order(model):
+    """Not in threads: they draw and count."""
+    names, threads = [], set()
+
+    def sample(logits, name):
+        names.append(name)
+        threads.add(threading.get_ident())
+        return 65
+
+    params = [SamplingParams(4, sampler=functools.partial(sample, name=i)) for i in range(3)]
+    batch_generate(model, FakeTokenizer(), draw(3, 9), params=params, return_logprobs=True)
+    assert names == [0, 1, 2] * 4 and threads == {threading.get_ident()}
+
+
 class Scripted:
     """A model that says tokens chosen beforehand, a script for each prompt's first token."""
 
@@ -144,15 +204,13 @@ class Scripted:
     def enter(self, prompts):
         self.most = max(self.most, len(prompts))
 
-    def prompt(self, slot):
-        return slot
-
     def release(self, slot):
         del self.places[slot]
 
-    def step(self, ids, slot):
-        self.places[slot] = iter(self.scripts[int(ids[0])])
-        return self._logits(slot)
+    def read_each(self, prompts, cache, slots):
+        for ids, slot in zip(prompts, slots, strict=True):
+            self.places[slot] = iter(self.scripts[int(ids[0])])
+        return np.stack([self._logits(slot) for slot in slots])
 
     def step_each(self, tokens, cache, slots):
         assert slots == sorted(self.places)

@@ -4,7 +4,7 @@ import copy
 
 import numpy as np
 import pytest
-from mlx_sides import Side, compare, refused
+from mlx_sides import Side, assert_same, compare, plain, refused
 
 PROMPT = "hello 12 w"
 
@@ -239,6 +239,45 @@ def test_caches_of_many_prompts(made):
         return first.token_ids, second.token_ids, second.texts
 
     compare(case)
+
+
+def held(cache):
+    """Offsets and values of a prompt's cache."""
+    return [layer.offset for layer in cache], [
+        np.array(part)[:, :, : layer.offset]
+        for layer in (cache[0], cache[-1])
+        for part in (layer.keys, layer.values)
+    ]
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_prompts_after_caches(made, ends):
+    """Caches that prompts share, of other lengths, empty and missing ones; none changes."""
+
+    def case(side):
+        model, tokenizer = loaded(side, made)
+        make = side("models.cache").make_prompt_cache
+        shared, short, empty = (make(model) for _ in range(3))
+        model(side.mx.array([tokenizer.encode("w 12 hello w 12")]), cache=shared)
+        model(side.mx.array([tokenizer.encode("he")]), cache=short)
+        before = held(shared), held(short)
+        ids = [tokenizer.encode(p) for p in ("hello", "w 12 hello", "12", "hell w", "1")]
+        options = {"max_tokens": [5, 2, 6, 4, 3], "return_prompt_caches": True}
+        options |= {"return_token_ids": True, "return_logprobs": True, "completion_batch_size": 3}
+        if ends:
+            tokenizer.eos_token_ids = set(range(5, 150))
+        given = [shared, shared, short, None, empty]
+        found = side().batch_generate(model, tokenizer, ids, prompt_caches=given, **options)
+        again = side().batch_generate(model, tokenizer, ids[::-1], prompt_caches=found.caches)
+        return (
+            found.token_ids, found.logprobs, [held(c) for c in found.caches], again.texts, before,
+            (held(shared), held(short)), empty[0].offset,
+        )  # fmt: skip
+
+    found = compare(case, atol=2e-4)
+    assert_same(plain(found[5]), plain(found[4]), 0)
+    lengths = [len(ids) for ids in found[0]]
+    assert min(lengths) < 2 if ends else lengths == [5, 2, 6, 4, 3]
 
 
 def test_a_sampler_of_many_prompts(made):

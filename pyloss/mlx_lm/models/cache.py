@@ -329,6 +329,20 @@ def sequences_of(model: Any, cache: Any, batch: int) -> Sequences:
     return home
 
 
+def own_cache(model: Any, cache: Any) -> OwnCache:
+    """pyloss's cache of the one sequence in a list of layers' objects, which goes on using it."""
+    return sequences_of(model, cache, 1).rows[0]
+
+
+def cache_of(model: Any, own: OwnCache) -> list[Any]:
+    """The layers' objects of a sequence in pyloss's cache, which becomes theirs."""
+    layers = make_prompt_cache(model)
+    home = Sequences(model, layers, 1)
+    home.rows = [own]
+    home.advanced(own.length)
+    return layers
+
+
 def read_tokens(model: Any, tokens: np.ndarray, cache: Any, last: bool = False) -> np.ndarray:
     """Logits [B, T, V] of tokens [B, T] after those in the cache; with `last` only [B, 1, V]."""
     home = sequences_of(model, cache, len(tokens))
