@@ -20,8 +20,8 @@ generation_stream = None
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     """The logs of the probabilities of a row of logits, float32."""
     row = logits.astype(np.float32)
-    top = row.max()
-    return row - (top + np.log(np.exp(row - top).sum(dtype=np.float32)))
+    row -= row.max()
+    return row - np.log(np.exp(row).sum(dtype=np.float32))
 
 
 def chooser(

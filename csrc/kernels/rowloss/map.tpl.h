@@ -17,7 +17,8 @@ INLINE void map_rows(weight_family f, const int logarithm, const pl_rows *in, co
     row_statistics row = statistics_in(scratch_part(job, worker, 0), n);
     for (int64_t i = begin; i < end; i++) {
         take_statistics(f, reading, i, n, &row, NULL, 0, 1);
-        V log_sum = v_set((REAL)(log(row.total) + (double)row.shift));
+        /* Two subtractions: the sum of these would be rounded to the digits of a large shift. */
+        V shift = v_set(row.shift), log_total = v_set((REAL)log(row.total));
         double dot = 0;
         /* The first pass writes y and takes the sum, the second writes dx. */
         for (int pass = 0; pass < (dx->data ? 2 : 1); pass++) {
@@ -33,7 +34,7 @@ INLINE void map_rows(weight_family f, const int logarithm, const pl_rows *in, co
                     int64_t rest = m - j;
                     V v = load_lanes(x + j, rest, 0), d = g ? load_lanes(g + j, rest, 0) : v_set(0);
                     V prob = load_lanes(row.kept + at + j, rest, 0) * factor;
-                    V result = logarithm ? f.log_weight(v) - log_sum : prob;
+                    V result = logarithm ? (f.log_weight(v) - shift) - log_total : prob;
                     if (pass) result = logarithm ? d - prob * subtracted : prob * (d - subtracted);
                     if (pass && f.slope) result *= f.slope(v);
                     sum += logarithm ? d : d * prob;

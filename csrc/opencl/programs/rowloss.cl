@@ -607,14 +607,14 @@ KERNEL row_loss(ARRAY(const STORED(IN0), x),
     const global STORED(IN0) *x = ROW(x, row * length);
     const reading in = {1, 1, 0};
     statistics s = statistics_of_0(x, n, in GROUP_ARGUMENT);
-    const V by_p = v_set(1 / s.total), log_sum = v_set(log(s.total) + (SCALAR)s.shift);
+    const V by_p = v_set(1 / s.total), shift = v_set(s.shift), log_total = v_set(log(s.total));
     exact dot = {0, 0};
     EACH_BLOCK(begin, n) {
         V sum = v_set(0);
         EACH_VECTOR(b, i, begin, n) {
             V v = FETCH(IN0)(x, i, n, LOWEST), prob = weight_of(v, s.shift, 1) * by_p;
 #ifdef OUT0
-            const V y = LOGARITHM ? OF_FAMILY(_log_weight)(v) - log_sum : prob;
+            const V y = LOGARITHM ? (OF_FAMILY(_log_weight)(v) - shift) - log_total : prob;
             PUT(OUT0)(y, ROW(y, row * length), i, n);
 #endif
 #ifdef IN1

@@ -33,11 +33,21 @@ def _real(x: Any) -> Any:
     return x
 
 
-def _stable_softmax(xd: Any, axis: Any) -> Any:
+def _below_peak(xd: Any, axis: Any) -> Any:
     peak = np.max(xd, axis=axis, keepdims=True, initial=-np.inf)
-    found = np.exp(xd - np.where(np.isfinite(peak), peak, 0))
+    return xd - np.where(np.isfinite(peak), peak, 0)
+
+
+def _stable_softmax(xd: Any, axis: Any) -> Any:
+    found = np.exp(_below_peak(xd, axis))
     with np.errstate(invalid="ignore", divide="ignore"):
         return found / np.sum(found, axis=axis, keepdims=True)
+
+
+def _stable_log_softmax(xd: Any, axis: Any) -> Any:
+    below = _below_peak(xd, axis)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return below - np.log(np.sum(np.exp(below), axis=axis, keepdims=True))
 
 
 def _rows(
@@ -75,7 +85,7 @@ def log_softmax(x: Any, axis: int | tuple[int, ...] = -1) -> Any:
         "log_softmax",
         x,
         axis,
-        lambda xd: xd - _logsumexp(xd, axis, True),
+        lambda xd: _stable_log_softmax(xd, axis),
         lambda dy, y: dy - np.exp(y) * np.sum(dy, axis=axis, keepdims=True),
     )
 

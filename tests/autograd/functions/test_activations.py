@@ -79,3 +79,19 @@ def test_one_hot():
         pyloss.one_hot([0, 3], 3)
     with pytest.raises(ValueError, match="approximate"):
         pyloss.gelu(np.ones(1), approximate="erf")
+
+
+@pytest.mark.parametrize("axis", [-1, 0, (0, 1)], ids=str)
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_log_probabilities_of_large_logits(kind, axis):
+    """Their differences are exact, so that the result and its gradient keep all digits."""
+    rng = np.random.default_rng(3)
+    x = (1e6 + rng.integers(-40, 40, (5, 70)) / 4).astype(kind)
+    upstream = rng.standard_normal(x.shape).astype(kind)
+    below = x.astype(np.float64) - 1e6
+    want = below - np.log(np.exp(below).sum(axis, keepdims=True))
+    slope = upstream - np.exp(want) * upstream.sum(axis, keepdims=True, dtype=np.float64)
+    close = {"rtol": 1e-6, "atol": 2e-6} if kind == np.float32 else {"rtol": 1e-12, "atol": 1e-12}
+    np.testing.assert_allclose(pyloss.log_softmax(x, axis), want, **close)
+    _, found = value_and_grad(lambda x: np.sum(pyloss.log_softmax(x, axis) * upstream))(x)
+    np.testing.assert_allclose(found, slope, **close)
