@@ -82,14 +82,14 @@ def batch_generate(
     begun = [None] * len(prompts) if prompt_caches is None else list(prompt_caches)
     if len(begun) != len(prompts):
         raise ValueError(f"there are {len(prompts)} prompts, but prompt_caches for {len(begun)}")
-    options = {"sampler": sampler, "logits_processors": processors}
+    options: dict[str, Any] = {"sampler": sampler, "logits_processors": processors}
     if most is not None or any(
         isinstance(layer, RotatingKVCache) for c in begun for layer in c or ()
     ):
         found = _one_by_one(model, tokenizer, prompts, begun, limits, most, **options)
     else:
-        more = {"caches": return_prompt_caches, "logprobs": return_logprobs}
-        found = _together(model, tokenizer, prompts, begun, limits, size, **options, **more)
+        options |= {"caches": return_prompt_caches, "logprobs": return_logprobs}
+        found = _together(model, tokenizer, prompts, begun, limits, size, **options)
     found.texts = [tokenizer.decode(ids) for ids in found.token_ids or ()]
     if verbose:
         stats = found.stats
@@ -119,8 +119,8 @@ def _together(
     limits: list[int],
     size: int,
     sampler: Sampler | None,
-    logits_processors: Sequence[LogitsProcessor] | None,
-    **kept: bool,
+    logits_processors: list[LogitsProcessor] | None,
+    **kept: Any,
 ) -> BatchResponse:
     def choose(logits: np.ndarray) -> Any:
         assert sampler is not None
@@ -138,7 +138,8 @@ def _together(
     given = [list(map(int, np.asarray(prompt))) for prompt in prompts]
     own = [None if cache is None else own_cache(model, cache) for cache in begun]
     done = sorted(generator.run(given, params, own), key=lambda c: c.index) if given else []
-    ids, logs, caches = [], [], []
+    ids, logs = [], []
+    caches: Any = []
     for c in done:
         count = len(c.tokens) - (c.finish_reason == "stop")
         ids.append(c.tokens[:count])
@@ -155,7 +156,7 @@ def _one_by_one(
     limits: list[int],
     max_kv_size: int | None,
     sampler: Sampler | None,
-    logits_processors: Sequence[LogitsProcessor] | None,
+    logits_processors: list[LogitsProcessor] | None,
 ) -> BatchResponse:
     stats = BatchStats()
     ids: list[list[int]] = []
@@ -166,7 +167,7 @@ def _one_by_one(
         cache = make_prompt_cache(model, max_kv_size) if given is None else copy.deepcopy(given)
         chosen: list[int] = []
         logprobs: list[float] = []
-        begun = time.perf_counter()
+        start = time.perf_counter()
         steps = generate_step(
             prompt,
             model,
@@ -177,14 +178,14 @@ def _one_by_one(
         )
         for token, logs_of in steps:
             if not chosen:
-                stats.prompt_time += time.perf_counter() - begun
+                stats.prompt_time += time.perf_counter() - start
             stats.generation_tokens += 1
             if token in tokenizer.eos_token_ids:
                 break
             chosen.append(token)
             logprobs.append(float(np.asarray(logs_of)[token]))
         stats.prompt_tokens += int(np.size(prompt))
-        stats.generation_time += time.perf_counter() - begun
+        stats.generation_time += time.perf_counter() - start
         ids.append(chosen)
         logs.append(logprobs)
         kept.append(cache)

@@ -119,11 +119,12 @@ class TrainedPlaces:
 
 def _class_arrays(module: Module) -> list[str]:
     """The names of arrays of short floats that a module's class has, and not the module."""
-    return [name for name in _arrays_of(type(module)) if name not in vars(module)]
+    kind: Any = type(module)
+    return [name for name in _arrays_of(kind) if name not in vars(module)]
 
 
 @functools.cache
-def _arrays_of(kind: type) -> list[str]:
+def _arrays_of(kind: Any) -> list[str]:
     """The names of arrays of short floats among a class's attributes."""
     return [
         name

@@ -12,6 +12,7 @@ import pyloss.mlx.core as mx
 import pyloss.mlx.nn as nn
 import pyloss.mlx.optimizers as optim
 from pyloss.mlx.utils import tree_flatten, tree_map, tree_unflatten
+from pyloss.weights.weight import Weight
 
 
 class Scale(nn.Module):
@@ -221,6 +222,61 @@ def test_stored_floats_take_weights_also_where_they_are_frozen(stored):
     stored.load_weights([(name, mx.array(new))], strict=False)
     np.testing.assert_array_equal(stored.parameters()[name], new)
     assert stored.trainable_parameters() == {}
+
+
+def test_a_stored_weight_is_an_array_to_scripts(stored, tmp_path):
+    layer = stored.layers[0].mlp.up_proj
+    values = np.array(layer["weight"])
+    weight, x = layer.weight, mx.ones((2, 32))
+    assert isinstance(weight, mx.array) and weight.dtype == mx.float32 and weight.ndim == 2
+    same = {
+        "operators": (2 * weight - weight / 4 + (-weight) ** 2, 1.75 * values + values**2),
+        "product": (x @ weight.T, np.ones((2, 32)) @ values.T),
+        "function": (mx.abs(weight).sum(axis=0), np.abs(values).sum(0)),
+        "method": (weight.astype(mx.float16), values.astype(np.float16)),
+        "index": (weight[3:5, 0], values[3:5, 0]),
+        "array": (mx.array(weight), values),
+        "stacked": (mx.stack([weight, weight]), [values, values]),
+    }
+    for name, (found, want) in same.items():
+        assert type(found) is mx.array, name
+        np.testing.assert_allclose(np.array(found), want, rtol=1e-5, atol=1e-6, err_msg=name)
+    mx.save_safetensors(str(tmp_path / "w.safetensors"), {"w": weight})
+    assert mx.array_equal(mx.load(str(tmp_path / "w.safetensors"))["w"], values)
+    mx.eval(weight)
+    with pytest.raises(TypeError, match="elements of a weight in a model's file cannot be set"):
+        weight[0] = 1
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = weight.no_such_name
+    assert np.array_equal(copy.deepcopy(weight), values)
+    layer.weight *= 2
+    np.testing.assert_array_equal(layer["weight"], 2 * values)
+    assert stored.trainable_parameters() == {}
+    _, grads = nn.value_and_grad(
+        stored, lambda m, x: (m(x) * m.layers[1].mlp.up_proj.weight.sum()).sum()
+    )(stored, mx.array([[1, 2]]))
+    assert not grads
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_the_groups_of_a_quantized_layer(stored, half):
+    layer = stored.layers[0].mlp.up_proj
+    if half:
+        layer.weight = mx.array(layer.weight).astype(mx.bfloat16)
+        layer.freeze()
+    codes, scales, biases = mx.quantize(mx.array(layer.weight), group_size=32, bits=8)
+    nn.quantize(stored, group_size=32, bits=8)
+    layer = stored.layers[0].mlp.up_proj
+    assert layer.group_size == 32 and layer.mode == "affine" and layer.scales.dtype == scales.dtype
+    assert mx.array_equal(layer.scales, scales) and mx.array_equal(layer.biases, biases)
+    found = mx.dequantize(codes, layer.scales, layer.biases, 32, 8)
+    close = {"rtol": 0, "atol": 4e-3 if half else 0}  # of an array in bfloat16
+    np.testing.assert_allclose(np.array(found, np.float32), layer.weight.dequantize(), **close)
+    with pytest.raises(AttributeError, match="leave the factor 32 // bits out"):
+        _ = layer.bits
+    other = pyloss.nn.Linear.from_weight(Weight.quantize(np.ones((4, 64), np.float32), "q4_0"))
+    with pytest.raises(AttributeError, match="has the format q4_0, which has no scales of MLX's"):
+        _ = nn.with_mlx_methods(other).scales
 
 
 def test_layers_of_pyloss_are_instances_of_mlx_classes(stored):

@@ -280,6 +280,10 @@ def test_prompts_after_caches(made, ends):
     assert min(lengths) < 2 if ends else lengths == [5, 2, 6, 4, 3]
 
 
+def test_bounded_caches_of_many_prompts(made):
+    compare(lambda side: many(side, made, max_tokens=6, max_kv_size=64, return_token_ids=True))
+
+
 def test_a_sampler_of_many_prompts(made):
     def case(side):
         sample = lambda logprobs: side.mx.argmin(logprobs, axis=-1)

@@ -27,7 +27,7 @@ class _ArrayType(type):
     """ndarrays and Tensors are instances of `array`, as MLX's code asks before it uses one."""
 
     def __instancecheck__(cls, x: Any) -> bool:
-        return isinstance(x, Tensor | np.ndarray)
+        return isinstance(x, Tensor | np.ndarray) or hasattr(type(x), "__mlx_array__")
 
 
 #: The `array` that stands for a module's parameter, by the identity of the parameter's ndarray, as
@@ -231,7 +231,7 @@ def raw(x: Any) -> Any:
         return np.asarray(x)
     if isinstance(x, list | tuple):
         return _new(x, None)
-    return x
+    return x.__mlx_array__() if hasattr(type(x), "__mlx_array__") else x
 
 
 def tree_raw(x: Any) -> Any:
@@ -241,7 +241,7 @@ def tree_raw(x: Any) -> Any:
         return type(x)(*items) if hasattr(x, "_fields") else type(x)(items)
     if isinstance(x, dict):
         return {key: tree_raw(value) for key, value in x.items()}
-    return raw(x) if isinstance(x, Tensor | np.ndarray | np.generic) else x
+    return raw(x) if isinstance(x, array | np.generic) else x
 
 
 def result(y: Any, sources: Iterable[Any] = ()) -> Any:

@@ -15,6 +15,7 @@ from pyloss.autograd.tensor import Parameter, Tensor
 from pyloss.mlx.core import dtypes
 from pyloss.mlx.core.arrays import array, result, shared, tree_raw
 from pyloss.mlx.core.files import load, save_safetensors, savez
+from pyloss.mlx.nn.stored import GROUPS, show_floats
 from pyloss.mlx.utils import (
     child_of,
     module_items,
@@ -451,6 +452,8 @@ def class_with_methods(cls: type) -> type:
         more["__call__"] = _projected if cls.__call__ is nn.Projecting.__call__ else _of_arrays
         if cls in (nn.Linear, nn.Embedding):
             more["to_quantized"] = _to_quantized
+        if issubclass(cls, nn.QuantizedLinear | nn.QuantizedEmbedding | nn.QuantizedSwitchLinear):
+            more |= GROUPS
         _CLASSES[cls] = type(cls.__name__, (Methods, cls), {"__module__": cls.__module__, **more})
     return _CLASSES[cls]
 
@@ -472,6 +475,7 @@ def with_mlx_methods(model: M) -> M:
         if cls is not type(module):
             object.__setattr__(module, "__class__", cls)
             if _stores_floats(module):  # which pyloss does not train
+                show_floats(vars(module)["weight"])
                 module._frozen = module._frozen | {"weight"}
     model._changed("")
     vars(model).pop("_trained", None)

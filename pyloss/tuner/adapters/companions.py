@@ -6,7 +6,7 @@ The settings are PEFT's: `modules_to_save`, `bias` and `trainable_token_indices`
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from pyloss.errors import FormatError, listed
 from pyloss.models.resizing import EMBEDDING, HEAD
 from pyloss.nn import Module, SwitchLinear
 from pyloss.tuner.adapters.adapter import Adapter
-from pyloss.tuner.adapters.layout import BIAS, CONFIG_FILE, StoredAdapter
+from pyloss.tuner.adapters.layout import BIAS, CONFIG_FILE, StoredAdapter, StoredLayer
 from pyloss.tuner.adapters.registry import COMPANIONS, adapter_class, takes_adapter
 from pyloss.tuner.adapters.selection import hints
 
@@ -81,14 +81,15 @@ def whole_modules(model: Any, keys: Iterable[str]) -> dict[str, Module]:
     return found
 
 
-def check_saved(model: Any, adapter: StoredAdapter, stored: Collection[str]) -> None:
+def check_saved(model: Any, adapter: StoredAdapter, stored: Mapping[str, StoredLayer]) -> None:
     """Checks that the weights of PEFT's `modules_to_save` are in the adapter's files.
 
     `stored` are the adapter's layers by the model's names. Raises FormatError naming the modules of
     the model that lack theirs; warns of a name that neither a module nor a tensor has: PEFT adds
-    names of heads that some models do not have.
+    names of heads that some models do not have. Warns of a bias that the files lack, too: as in
+    PEFT it stays the base's.
     """
-    missing, unknown = [], []
+    missing, unknown, kept = [], [], []
     for key in adapter.saved:
         there = modules_named(model, key)
         chosen = [name for name, module in there.items() if takes_adapter(module, "whole")]
@@ -96,6 +97,12 @@ def check_saved(model: Any, adapter: StoredAdapter, stored: Collection[str]) -> 
             # a head that is the embedding
             chosen = [] if {HEAD, EMBEDDING} & set(stored) else [HEAD]
         missing += [f"{name}.weight" for name in chosen if name not in stored]
+        kept += [
+            f"{name}.bias"
+            for name in set(chosen) & set(stored)
+            if stored[name].kind == "whole" and "bias" not in stored[name].arrays
+            if getattr(there[name], "bias", None) is not None
+        ]
         if key in adapter.unheld and not chosen:
             unknown.append(key)
     if missing:
@@ -103,6 +110,12 @@ def check_saved(model: Any, adapter: StoredAdapter, stored: Collection[str]) -> 
             Path(adapter.path) / CONFIG_FILE,
             "modules_to_save",
             f"the file of tensors lacks:{listed(sorted(set(missing)))}",
+        )
+    if kept:
+        warnings.warn(
+            f"{adapter.path}: the file of tensors lacks {', '.join(sorted(set(kept)))}: the base's "
+            "stays",
+            stacklevel=4,
         )
     if unknown:
         warnings.warn(

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,13 +99,22 @@ def adapter_place(path: PathLike) -> tuple[Path, str | None]:
 def arrays_of(folder: Path, name: str) -> tuple[dict[str, np.ndarray], Base | None]:
     """The tensors of a file in `folder` as float32 arrays, and the base that they were made for.
 
-    Raises FileNotFoundError.
+    Raises FileNotFoundError. Warns of tensors that are not finite.
     """
     if not (folder / name).is_file():
         raise FileNotFoundError(f"no adapter in {folder}: it has no {name}")
     read = read_state_dict if name.endswith(".bin") else read_safetensors
     file = read(folder / name)
     arrays = {key: tensor.array() for key, tensor in file.tensors.items()}
+    with np.errstate(invalid="ignore"):  # NaN is the least and the greatest of what it is in
+        odd = [k for k, a in arrays.items() if a.size and not np.isfinite([a.min(), a.max()]).all()]
+    if odd:
+        more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
+        warnings.warn(
+            f"{folder / name}: {odd[0]}{more} of {len(arrays)} tensors are not finite: the model's "
+            "results will not be either",
+            stacklevel=5,
+        )
     return arrays, read_base(folder / name, file.metadata)
 
 

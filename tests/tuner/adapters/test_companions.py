@@ -227,6 +227,39 @@ def test_a_module_to_save_that_no_model_has(tmp_path):
     np.testing.assert_array_equal(logits(plain), logits(model))
 
 
+def test_a_saved_module_without_its_bias(tmp_path):
+    """The base's bias stays, as in PEFT, and a warning says so."""
+    name = "model.layers.2.mlp.down_proj"
+    model = made(tmp_path / "model", modules_to_save=["2.mlp.down_proj"])
+    plain = tiny.load_tiny(tmp_path / "model", bias=True)
+    layer = dict(randomized(model).named_modules())[name]
+    save_adapter(model, tmp_path / "a", "peft")
+    file = tmp_path / "a" / "adapter_model.safetensors"
+    arrays = load_file(file)
+    del arrays[f"base_model.model.{name}.bias"]
+    write_safetensors(file, arrays, None)
+    base = plain.layers[2].mlp.down_proj.bias.copy()
+    with pytest.warns(UserWarning, match=rf"lacks {name}\.bias: the base's stays"):
+        load_adapters(plain, tmp_path / "a")
+    found = plain.layers[2].mlp.down_proj
+    np.testing.assert_array_equal(found.weight, layer.weight)
+    np.testing.assert_array_equal(found.bias, base)
+    assert np.abs(layer.bias - base).max() > 0.01
+
+
+@pytest.mark.parametrize("format", ["mlx", "peft"])
+def test_tensors_that_are_not_finite(tmp_path, format):
+    model = made(tmp_path / "model", modules_to_save=["norm"])
+    model.model.norm.weight[3] = np.nan
+    model.layers[1].mlp.up_proj.lora_a[2, 1] = -np.inf
+    save_adapter(model, tmp_path / "a", format)
+    plain = tiny.load_tiny(tmp_path / "model", bias=True)
+    text = r"safetensors: .* and 1 more of \d+ tensors are not finite: the model's results"
+    with pytest.warns(UserWarning, match=text):
+        load_adapters(plain, tmp_path / "a")
+    assert np.isnan(plain.model.norm.weight[3])
+
+
 def test_a_resumed_run(tmp_path):
     """The bits of an uninterrupted one."""
     rng = np.random.default_rng(1)
@@ -267,6 +300,7 @@ def test_generation_with_trained_tokens(tmp_path):
     for _ in range(8):
         tokens.append(int(step.argmax()))
         step = model.step(np.array(tokens[-1:]), cache)
+    assert cache.next.replay.ready  # without the Python between its calls
     fuse_adapters(model)
     cache, fused = model.make_cache(), []
     step = model.step(np.array([3, 1, 4]), cache)
