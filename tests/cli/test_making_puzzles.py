@@ -43,3 +43,13 @@ def test_refusals_are_one_line(tmp_path, capsys, argv, message):
     (tmp_path / "bad.csv").write_text("question,answer\n123,123\n")
     assert len(fails(capsys, ["puzzles", *argv], message)) == 1
     assert not (tmp_path / "a").exists()
+
+
+def test_ctrl_c_writes_nothing(tmp_path, capsys, monkeypatch):
+    def interrupted(self, folder, split="train", identifiers=None):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PuzzleDataset, "save", interrupted)
+    argv = ["puzzles", "sudoku", "--size", "4", "--train", "1", "--test", "1", "--output", "a"]
+    fails(capsys, argv, "interrupted: nothing is written", code=130)
+    assert not (tmp_path / "a").exists()
