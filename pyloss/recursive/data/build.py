@@ -145,7 +145,9 @@ def _places(given: PathLike | Sequence[PathLike] | None) -> list[Path]:
     return [user_path(path) for path in given]
 
 
-def _make_splits(kind: str, given: dict[str, Any], seed: int) -> tuple[list[Any], list[Any], Any]:
+def _make_splits(
+    kind: str, given: dict[str, Any], seed: int
+) -> tuple[Sequence[Any], Sequence[Any], Any]:
     """Made puzzles of both splits, and the generator of the draws after them."""
     counts = given.pop("test", TEST), given.pop("train", TRAIN)
     maker: Callable[..., Iterator[Any]] = sudoku_puzzles if kind == "sudoku" else maze_puzzles
@@ -174,7 +176,7 @@ def _make_splits(kind: str, given: dict[str, Any], seed: int) -> tuple[list[Any]
 
 def _read_splits(
     kind: str, sources: list[Path], held: list[Path], given: dict[str, Any], seed: int
-) -> tuple[list[Any], list[Any], Any]:
+) -> tuple[Sequence[Any], Sequence[Any], Any]:
     """The puzzles of files for both splits, and the generator of the draws after them."""
     if len(sources) > 1 or len(held) > 1:
         raise ValueError(f"{kind} takes one source, a CSV or a folder with train.csv")
@@ -184,18 +186,18 @@ def _read_splits(
         others = held or ([beside] if beside.is_file() else [])
         path = path / "train.csv"
 
-    def read(file: Path) -> list[Any]:
+    def read(file: Path) -> Sequence[Any]:
         if file.is_dir():
             file = file / "test.csv"
         if kind == "maze":
-            return list(read_maze_csv(file))
-        return list(read_sudoku_csv(file, given.get("min_rating")))
+            return read_maze_csv(file)
+        return read_sudoku_csv(file, given.get("min_rating"))
 
     rng = np.random.RandomState(seed)
     # The draws for training puzzles are those of the authors' scripts after np.random.seed.
     other = np.random.RandomState([seed, 1])
     train, count = read(path), given.get("test")
-    test: list[Any] = []
+    test: Sequence[Any] = []
     if others:
         test = _drawn(read(others[0]), count, "test", others[0], other)
     elif count:
@@ -209,7 +211,9 @@ def _read_splits(
     return _drawn(train, given.get("train"), "train", path, rng), test, rng
 
 
-def _drawn(puzzles: list[Any], count: int | None, name: str, path: Path, rng: Any) -> list[Any]:
+def _drawn(
+    puzzles: Sequence[Any], count: int | None, name: str, path: Path, rng: Any
+) -> Sequence[Any]:
     if count is None or count == len(puzzles):
         return puzzles
     if count > len(puzzles):
@@ -230,7 +234,7 @@ def _keys(kind: str, puzzles: Sequence[Any]) -> set[bytes]:
 
 
 def _grids(
-    kind: str, place: Path, train: list[Any], test: list[Any], rng: Any, augment: int
+    kind: str, place: Path, train: Sequence[Any], test: Sequence[Any], rng: Any, augment: int
 ) -> Built:
     held = _keys(kind, test)
     splits: list[PuzzleDataset | None] = []

@@ -37,6 +37,22 @@ class Sudoku(NamedTuple):
     rating: int
 
 
+class _Sudokus(Sequence[Sudoku]):
+    """Puzzles over arrays: the authors' CSV has millions, of which a few are drawn."""
+
+    def __init__(self, questions: np.ndarray, answers: np.ndarray, ratings: np.ndarray):
+        self._arrays = questions, answers, ratings
+
+    def __len__(self) -> int:
+        return len(self._arrays[0])
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return _Sudokus(*(array[index] for array in self._arrays))
+        question, answer, rating = (array[index] for array in self._arrays)
+        return Sudoku(question, answer, int(rating))
+
+
 def solve_sudoku(question: Any) -> Sudoku:
     """The solution of a grid, proven to be the only one, with its rating.
 
@@ -109,7 +125,7 @@ def sudoku_dataset(
     """
     whole(augment, "augment", 0)
     rng = seed if hasattr(seed, "permutation") else np.random.RandomState(whole(seed, "seed", 0))
-    given = list(puzzles)
+    given = puzzles if isinstance(puzzles, Sequence) else list(puzzles)
     sizes = sorted({np.shape(puzzle.question)[0] for puzzle in given})
     if len(sizes) != 1:
         raise ValueError(
@@ -141,7 +157,7 @@ def _another(puzzle: Sudoku, rng: Any, exclude: Collection[bytes]) -> tuple[Any,
     )
 
 
-def read_sudoku_csv(path: PathLike, min_rating: int | None = None) -> list[Sudoku]:
+def read_sudoku_csv(path: PathLike, min_rating: int | None = None) -> Sequence[Sudoku]:
     """The puzzles of a CSV with the authors' columns source, question, answer, rating.
 
     Cells are digits, row by row; 0 or a dot is an empty cell. Each answer must be a solution of its
@@ -151,7 +167,7 @@ def read_sudoku_csv(path: PathLike, min_rating: int | None = None) -> list[Sudok
         FormatError: names the line of a wrong length, symbol, answer or rating.
         OSError: the file cannot be read.
     """
-    found: list[Sudoku] = []
+    parts: list[tuple[np.ndarray, ...]] = []
     lines: list[int] = []
     questions: list[str] = []
     answers: list[str] = []
@@ -162,7 +178,7 @@ def read_sudoku_csv(path: PathLike, min_rating: int | None = None) -> list[Sudok
         if lines:
             both = _digits(path, lines, questions, size), _digits(path, lines, answers, size)
             _check_answers(path, lines, *both)
-            found.extend(map(Sudoku, *both, ratings))
+            parts.append((*both, np.array(ratings)))
             for each in (lines, questions, answers, ratings):
                 each.clear()  # type: ignore[attr-defined]
 
@@ -184,10 +200,10 @@ def read_sudoku_csv(path: PathLike, min_rating: int | None = None) -> list[Sudok
         if len(lines) == 4096:
             check()
     check()
-    if not found:
+    if not parts:
         above = "" if min_rating is None else f" of rating {min_rating} or more"
         raise FormatError(path, None, f"no puzzle{above} in the file")
-    return found
+    return _Sudokus(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
 def _digits(path: PathLike, lines: Sequence[int], texts: Sequence[str], size: int) -> np.ndarray:
