@@ -272,8 +272,20 @@ def test_the_groups_of_a_quantized_layer(stored, half):
     found = mx.dequantize(codes, layer.scales, layer.biases, 32, 8)
     close = {"rtol": 0, "atol": 4e-3 if half else 0}  # of an array in bfloat16
     np.testing.assert_allclose(np.array(found, np.float32), layer.weight.dequantize(), **close)
-    with pytest.raises(AttributeError, match="leave the factor 32 // bits out"):
-        _ = layer.bits
+    assert layer.bits == 8 and isinstance(layer.weight, mx.array) and layer.weight.shape == (64, 32)
+    assert mx.array_equal(mx.dequantize(layer.weight, layer.scales, layer.biases, 32, 8), found)
+    assert layer.weight.dtype == mx.uint32 and mx.array_equal(mx.array(layer.weight), codes)
+    x = mx.ones((2, 32))
+    products = [
+        mx.quantized_matmul(x, w, scales, biases, group_size=layer.group_size, bits=layer.bits)
+        for w in (layer.weight, codes)
+    ]
+    assert mx.array_equal(*products)
+    # what scripts do to get the sizes of packed matrices
+    inputs = layer.weight.shape[1]
+    inputs *= 32 // layer.bits
+    assert (inputs, layer.weight.shape[1] * 32 // layer.bits) == (32, 32)
+    assert (layer.weight.size * 32 // layer.bits, 20 // layer.bits) == (2048, 2)
     other = pyloss.nn.Linear.from_weight(Weight.quantize(np.ones((4, 64), np.float32), "q4_0"))
     with pytest.raises(AttributeError, match="has the format q4_0, which has no scales of MLX's"):
         _ = nn.with_mlx_methods(other).scales

@@ -15,7 +15,7 @@ from pyloss.autograd.tensor import Parameter, Tensor
 from pyloss.mlx.core import dtypes
 from pyloss.mlx.core.arrays import array, result, shared, tree_raw
 from pyloss.mlx.core.files import load, save_safetensors, savez
-from pyloss.mlx.nn.stored import GROUPS, show_floats
+from pyloss.mlx.nn.stored import GROUPS, show_stored
 from pyloss.mlx.utils import (
     child_of,
     module_items,
@@ -474,8 +474,8 @@ def with_mlx_methods(model: M) -> M:
         cls = class_with_methods(type(module))
         if cls is not type(module):
             object.__setattr__(module, "__class__", cls)
+            show_stored(vars(module).get("weight"))
             if _stores_floats(module):  # which pyloss does not train
-                show_floats(vars(module)["weight"])
                 module._frozen = module._frozen | {"weight"}
     model._changed("")
     vars(model).pop("_trained", None)

@@ -1,7 +1,8 @@
 """Stored weights of pyloss's layers as MLX's scripts use them.
 
-A matrix of floats acts as an `mx.array`. Of a quantized one, whose `weight` is pyloss's and not an
-array of packed codes, the layer shows the scales and what belongs to them.
+A matrix of floats acts as an `mx.array`. One in MLX's affine format is its packed codes to MLX's
+functions, and its layer has `scales`, `biases`, `group_size` and `bits`. Its `shape` is that of the
+matrix, as everywhere in pyloss.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 
 from pyloss import nn
 from pyloss.mlx.core.arrays import array, of
+from pyloss.mlx.core.dtypes import uint32
 from pyloss.mlx.core.quantized import SCALES
 from pyloss.mlx.utils import stored_floats
 from pyloss.weights.weight import Weight
@@ -62,10 +64,55 @@ for _name in (
     setattr(FloatWeight, f"__{_name}__", _delegated(f"__{_name}__"))
 
 
-def show_floats(stored: Any) -> None:
-    """Makes a `Weight` of floats a `FloatWeight`; the object stays the same."""
-    if type(stored) is Weight and stored_floats(stored) is not None:
+class CodedWeight(Weight):
+    """A matrix in MLX's affine format, which is an array of packed codes to MLX's functions."""
+
+    __slots__ = ()
+    dtype = uint32
+    ndim = 2
+
+    @property
+    def size(self) -> int:
+        """The elements of the matrix."""
+        return self.shape[0] * self.shape[1]
+
+    def __mlx_array__(self) -> np.ndarray:
+        return np.ascontiguousarray(self.raw).view(uint32).reshape(self.shape[0], -1)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.__mlx_array__(), dtype)
+
+
+class Bits(int):
+    """The bits of a code, for a weight whose shape is not packed.
+
+    Scripts multiply a shape or size by `32 // bits`, the codes of a packed word. Here the shape
+    counts elements, so that `32 // bits` is 1 and `n * 32 // bits` is n.
+    """
+
+    def __rfloordiv__(self, other: Any) -> Any:
+        return other // (32 if other % 32 == 0 else int(self))
+
+
+def _in_groups(weight: Weight) -> bool:
+    """Whether a matrix is stored as `mx.quantize` does."""
+    return (
+        weight.format.startswith("affine")
+        and weight.columns is None
+        and not weight.head_dim
+        and weight.groups is not None
+        and weight.groups.scale_format in _KINDS
+    )
+
+
+def show_stored(stored: Any) -> None:
+    """Makes a `Weight` one that scripts use as an array; the object stays the same."""
+    if type(stored) is not Weight:
+        return
+    if stored_floats(stored) is not None:
         stored.__class__ = FloatWeight
+    elif _in_groups(stored) and isinstance(stored.raw, np.ndarray):
+        stored.__class__ = CodedWeight
 
 
 def _scales(weight: Weight, name: str) -> np.ndarray:
@@ -82,36 +129,21 @@ def _of_groups(name: str, text: str) -> property:
     def get(self: nn.Module) -> Any:
         weight = vars(self)["weight"]
         parts = getattr(weight, "matrices", (weight,))
-        first, groups = parts[0], parts[0].groups
-        if (
-            not first.format.startswith("affine")
-            or first.columns is not None
-            or first.head_dim
-            or groups.offsets is None
-            or groups.scale_format not in _KINDS
-        ):
+        if not _in_groups(parts[0]):
             raise AttributeError(
-                f"this layer's weight has the format {first.format}, which has no {name} of MLX's: "
-                "layer.weight.dequantize() gives its values"
+                f"this layer's weight has the format {parts[0].format}, which has no {name} of "
+                "MLX's: layer.weight.dequantize() gives its values"
             )
-        if name in ("group_size", "mode"):
-            return groups.size if name == "group_size" else "affine"
+        if name == "group_size":
+            return parts[0].groups.size
+        if name == "bits":
+            return Bits(parts[0].format.removeprefix("affine"))
+        if name == "mode":
+            return "affine"
         found = np.stack([_scales(part, name) for part in parts])
         return of(found.reshape(*weight.shape[:-1], -1))
 
     return property(get, doc=text)
-
-
-def _bits(self: nn.Module) -> Any:
-    """Not here: scripts multiply a packed shape by 32 // bits.
-
-    AttributeError that says what the shape is.
-    """
-    raise AttributeError(
-        "a quantized layer of pyloss has no bits: its weight.shape is (outputs, inputs), and not "
-        "that of packed codes, so leave the factor 32 // bits out. layer.weight.format says how "
-        "it is stored, and layer.weight.dequantize() gives its values"
-    )
 
 
 #: What the classes of quantized layers have under MLX's view.
@@ -120,5 +152,5 @@ GROUPS: dict[str, Any] = {
     "biases": _of_groups("biases", "The smallest values of the groups, a copy."),
     "group_size": _of_groups("group_size", "The elements of a group."),
     "mode": _of_groups("mode", "MLX's name of the format."),
-    "bits": property(_bits),
+    "bits": _of_groups("bits", "The bits of an element, see `Bits`."),
 }
