@@ -159,6 +159,7 @@ static PyObject *make_rows(PyObject *value, PyObject *slots) {
     int slot, other;
     PyArrayObject *like;
     npy_intp shape[PL_MAX_DIMS];
+    if (!PyTuple_Check(value)) return NULL;
     if (!PyArg_ParseTuple(value, "iiO!", &slot, &other, &PyArray_Type, &like)) return NULL;
     PyArrayObject *rows = (PyArrayObject *)PyList_GetItem(slots, other);
     if (!rows || !PyArray_Check(rows) || !PyArray_NDIM(rows) || !PyArray_NDIM(like) ||
@@ -178,6 +179,7 @@ static PyObject *step_argument(char kind, PyObject *value, PyObject *slots) {
     if (kind == 'c') return Py_NewRef(value);
     if (kind == 'n') return Py_NewRef(Py_Ellipsis);
     if (kind == 'h') return Py_NewRef(Py_NotImplemented);
+    if (kind == 'v' && !PyTuple_Check(value)) return NULL;
     PyObject *number = kind == 'v' ? PyTuple_GetItem(value, 0) : value;
     PyObject *held = number ? PyList_GetItem(slots, PyLong_AsSsize_t(number)) : NULL;
     if (!held || kind == 's') return Py_XNewRef(held);
@@ -202,7 +204,13 @@ static int end_step(PyObject *made, const char *kinds, PyObject *values, PyObjec
     return 0;
 }
 
+static int refuse_step(void) {
+    PyErr_SetString(PyExc_ValueError, "run: a step must be (operation, kinds, values, done)");
+    return -1;
+}
+
 static int run_step(PyObject *step, PyObject *slots) {
+    if (!PyTuple_Check(step)) return refuse_step();
     int op;
     const char *kinds;
     PyObject *values, *done, *made = NULL, *item[PL_MAX_ARGS];
@@ -210,10 +218,8 @@ static int run_step(PyObject *step, PyObject *slots) {
                           &done))
         return -1;
     const Py_ssize_t n = (Py_ssize_t)strlen(kinds);
-    if (op < 0 || op >= PL_OP_COUNT || n > PL_MAX_ARGS || n != PyTuple_Size(values)) {
-        PyErr_SetString(PyExc_ValueError, "run: a step must be (operation, kinds, values, done)");
-        return -1;
-    }
+    if (op < 0 || op >= PL_OP_COUNT || n > PL_MAX_ARGS || n != PyTuple_Size(values))
+        return refuse_step();
     Py_ssize_t held = 0;
     for (; held < n; held++)
         if (!(item[held] = step_argument(kinds[held], PyTuple_GetItem(values, held), slots))) break;

@@ -86,6 +86,9 @@ def test_outputs_that_the_call_cannot_make(call, error, message):
         ((0, "ccccccccccccccccccccccccc", (1,), ()),),
         ((0, "s", (7,), ()),),
         ((0, "v", (0,), ()),),
+        ((0, "v", ((0,),), ()),),
+        ((0, "v", ((0, (1,)),), ()),),
+        ((0, "s", ("x",), ()),),
         ((0, "n", (7,), ()),),
         ((0, "c", (1,)),),
         ((0, 1, (1,), ()),),
@@ -93,7 +96,7 @@ def test_outputs_that_the_call_cannot_make(call, error, message):
     ],
 )
 def test_programs_that_are_refused(steps):
-    with pytest.raises((TypeError, ValueError, IndexError, SystemError)):
+    with pytest.raises((TypeError, ValueError, IndexError)):
         _core.run(steps, [None])
 
 
@@ -176,7 +179,7 @@ def test_a_step_makes_rows_for_another_array():
 )
 def test_rows_that_a_step_cannot_make(made):
     op = [name for name, _ in _core.ops()].index("top_experts")
-    with pytest.raises((TypeError, ValueError, IndexError, SystemError)):
+    with pytest.raises((TypeError, ValueError, IndexError)):
         _core.run(((op, "sm", (0, made), ()),), [f32(3, 4), None])
 
 
