@@ -77,7 +77,8 @@ SOURCES = sorted(
     for path in glob.glob(f"csrc/{room}/**/*.c", recursive=True)
 )
 OPENCL_PROGRAMS = [
-    *("rowloss", "elements", "maps", "axes", "layers", "delta", "matmul", "stored", "attention")
+    *("elements", "maps", "axes", "layers", "delta", "matmul", "stored", "attention"),
+    *(f"rowloss/{kind}" for kind in "class pair cosine sparse element map argmax".split()),
 ]
 
 

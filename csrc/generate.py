@@ -4,7 +4,7 @@
                       function that fills it from a call
     places.h          for launchers, a struct of the places of an operation's arrays on a device
     options.h         the number of each option of a loss, for C and OpenCL C
-    opencl_sources.c  the programs csrc/opencl/programs/*.cl with their includes, as constants
+    opencl_sources.c  the programs of csrc/opencl/programs with their includes, as constants
 
 No other file contains the position of an argument.
 """
@@ -177,14 +177,22 @@ def flattened(path: str, generated: str) -> Iterator[str]:
 
 
 def write_programs(stems: Iterable[str], folder: str, generated: str) -> str:
-    """Writes a C file with the OpenCL programs of `folder` as constants pl_cl_source_<stem>."""
+    """Writes a C file with the OpenCL programs of `folder` as constants pl_cl_source_<stem>.
+
+    In the names of constants a stem's "/" is "_". pl_cl_programs lists the programs by their stems.
+    """
+    sources = {stem: f"pl_cl_source_{stem.replace('/', '_')}" for stem in stems}
     path = os.path.join(generated, "opencl_sources.c")
     with open(path, "w", encoding="utf-8") as f:
-        for stem in stems:
-            f.write(f"const char pl_cl_source_{stem}[] =\n")
+        f.write('#include "opencl/launch.h"\n')
+        for stem, name in sources.items():
+            f.write(f"const char {name}[] =\n")
             for line in flattened(f"{folder}/{stem}.cl", generated):
                 f.write(
                     '"' + line.rstrip("\n").replace("\\", "\\\\").replace('"', '\\"') + '\\n"\n'
                 )
             f.write(";\n")
+        listed = "".join(f'    {{"{stem}", {name}}},\n' for stem, name in sources.items())
+        ends = "{\n" + listed + "    {NULL, NULL},\n};\n"
+        f.write(f"const pl_cl_named_source pl_cl_programs[] = {ends}")
     return path

@@ -221,6 +221,9 @@ typedef struct {
 } pl_pieces;
 pl_pieces pl_latest_pieces(void);
 
+/* core/clock.c. A time that only grows, for differences. */
+int64_t pl_nanoseconds(void);
+
 /* core/buffers.c. 64-byte aligned memory. Released buffers are kept for reuse, so that training
  * steps touch the same pages. pl_acquire returns NULL if there is no memory. */
 void *pl_acquire(size_t bytes);

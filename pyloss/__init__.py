@@ -141,11 +141,19 @@ _LAZY = {
 }
 
 
-if os.environ.get("PYLOSS_PROFILE", "0") not in ("", "0"):
+_profiles = [
+    name
+    for name in ("PYLOSS_PROFILE", "PYLOSS_OPENCL_PROFILE")
+    if os.environ.get(name, "0") not in ("", "0")
+]
+if _profiles:
     from pyloss.io import console
     from pyloss.runtime import profiling
 
-    profiling.start(console.say)
+    if "PYLOSS_PROFILE" in _profiles:
+        profiling.start(console.say)
+    if "PYLOSS_OPENCL_PROFILE" in _profiles:
+        profiling.start_devices(console.say)
 
 
 def __getattr__(name: str) -> Any:

@@ -265,6 +265,35 @@ static PyObject *array_read(PyObject *self, PyObject *object) {
     Py_RETURN_NONE;
 }
 
+/* Bytes that overlap without being the same ones cannot be copied in place. */
+static int apart(const pl_device_array *a, const pl_device_array *b) {
+    return a->buffer != b->buffer || a->offset + a->bytes <= b->offset ||
+           b->offset + b->bytes <= a->offset;
+}
+
+static PyObject *array_assign(PyObject *self, PyObject *object) {
+    pl_device_array *a = (pl_device_array *)self;
+    const pl_device_array *from = pl_device_array_of(object);
+    if (!from || from->buffer->device != a->buffer->device || from->type != a->type ||
+        from->bytes != a->bytes)
+        return PyErr_Format(PyExc_ValueError,
+                            "assign: needs a DeviceArray of the same device, type and size");
+    if (from->buffer == a->buffer && from->offset == a->offset) Py_RETURN_NONE;
+    if (!apart(a, from))
+        return PyErr_Format(PyExc_ValueError, "assign: the arrays overlap; copy one of them");
+    pl_cl_error error;
+    int failed;
+    Py_BEGIN_ALLOW_THREADS
+    failed = pl_cl_copy(from->buffer, from->offset, a->buffer, a->offset, a->bytes, &error);
+    Py_END_ALLOW_THREADS
+    Py_CLEAR(a->host);
+    if (failed) {
+        pl_raise_device_error(&error, "copying an array", a->buffer->device->index);
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
 static PyObject *array_clear(PyObject *self, PyObject *unused) {
     (void)unused;
     pl_device_array *a = (pl_device_array *)self;
@@ -342,6 +371,8 @@ static PyMethodDef array_methods[] = {
      "Copies a C-contiguous ndarray with the same number of bytes to the device."},
     {"read", array_read, METH_O,
      "Copies the elements to a C-contiguous ndarray with the same number of bytes."},
+    {"assign", array_assign, METH_O,
+     "Copies the elements of a DeviceArray of the same device, type and size."},
     {"clear", array_clear, METH_NOARGS, "Sets all elements to 0."},
     {"fresh", array_fresh, METH_VARARGS,
      "fresh(shape, kind): a new array on the same device, in the same context."},

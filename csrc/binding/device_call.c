@@ -162,7 +162,8 @@ PyObject *pl_device_call(int op, const pl_spec *spec, PyObject *const *args, Py_
     PyObject *stand_ins[PL_MAX_ARGS] = {NULL};
     pl_call call;
     pl_cl_error error;
-    pl_cl_operation operation = {.device = device, .call = &call, .error = &error};
+    pl_cl_operation operation = {
+        .name = spec->name, .device = device, .call = &call, .error = &error};
     int failed = check_operation(spec, args, &operation, stand_ins, &call);
     if (!failed) {
         failed = enqueue(op, spec, &operation);

@@ -1,7 +1,10 @@
 /* The module's functions on OpenCL devices: their list, the shape of kernels, cached memory. */
 #include "devices.h"
 
+#include <string.h>
+
 #include "../opencl/launch.h"
+#include "../opencl/profile.h"
 #include "device_error.h"
 #include "numbers.h"
 
@@ -61,6 +64,45 @@ static PyObject *py_opencl_trim(PyObject *self, PyObject *unused) {
     Py_RETURN_NONE;
 }
 
+/* Appends `item`, which it takes over, to a list; -1 with an exception set if there is none. */
+static int append(PyObject *list, PyObject *item) {
+    const int failed = !item || PyList_Append(list, item);
+    Py_XDECREF(item);
+    return failed ? -1 : 0;
+}
+
+static PyObject *py_opencl_profile(PyObject *self, PyObject *args) {
+    (void)self;
+    int on;
+    if (!PyArg_ParseTuple(args, "p", &on)) return NULL;
+    pl_cl_profile found;
+    Py_BEGIN_ALLOW_THREADS
+    found = pl_cl_profile_switch(on);
+    Py_END_ALLOW_THREADS
+    PyObject *commands = PyList_New(0), *builds = PyList_New(0);
+    int failed = !commands || !builds;
+    for (size_t i = 0; !failed && i < found.command_count; i++) {
+        const pl_cl_command_time *c = &found.commands[i];
+        const double seconds = 1e-9 * (double)c->nanoseconds;
+        failed = append(commands, Py_BuildValue("(ssLdL)", c->operation, c->command,
+                                                (long long)c->calls, seconds, (long long)c->bytes));
+    }
+    for (size_t i = 0; !failed && i < found.build_count; i++) {
+        const pl_cl_build_time *b = &found.builds[i];
+        PyObject *log = b->log ? PyUnicode_DecodeUTF8(b->log, (Py_ssize_t)strlen(b->log), "replace")
+                               : Py_NewRef(Py_None);
+        failed = !log || append(builds, Py_BuildValue("(ssOdN)", b->program, b->options,
+                                                      b->cached ? Py_True : Py_False,
+                                                      1e-9 * (double)b->nanoseconds, log));
+    }
+    PyObject *all =
+        failed ? NULL : Py_BuildValue("(OOd)", commands, builds, 1e-9 * (double)found.span);
+    Py_XDECREF(commands);
+    Py_XDECREF(builds);
+    pl_cl_profile_free(&found);
+    return all;
+}
+
 PyMethodDef pl_device_functions[] = {
     {"opencl_devices", py_opencl_devices, METH_NOARGS,
      "(devices, reason): the OpenCL devices as dicts; why there are none, or None."},
@@ -68,5 +110,9 @@ PyMethodDef pl_device_functions[] = {
      "opencl_shape(group, width, block, without_fp64=False): forces the shape of kernels, 0 for "
      "the "
      "device's own, and forbids float64; for tests and benchmarks."},
+    {"opencl_profile", py_opencl_profile, METH_VARARGS,
+     "opencl_profile(on): keeps the times of builds, and of commands on devices opened from now.\n"
+     "Returns what was kept and forgets it: [(operation, command, calls, seconds, bytes)], "
+     "[(program, options, cached, seconds, remarks)], seconds from the first command to the last."},
     {"opencl_trim", py_opencl_trim, METH_NOARGS, "Returns cached device buffers to their drivers."},
     {NULL, NULL, 0, NULL}};

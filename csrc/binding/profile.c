@@ -2,7 +2,6 @@
 #include "profile.h"
 
 #include <string.h>
-#include <time.h>
 
 static struct { int64_t calls, nanoseconds, bytes; } profile[PL_PROFILE_COUNT];
 static int profiling;
@@ -14,20 +13,14 @@ static const char *const names[PL_PROFILE_COUNT] = {
     [PL_PROFILE_FROM_DEVICES] = "copied from devices",
 };
 
-static int64_t nanoseconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-}
-
 int pl_profile_is_on(void) { return profiling; }
 
-int64_t pl_profile_begin(void) { return profiling ? nanoseconds() : 0; }
+int64_t pl_profile_begin(void) { return profiling ? pl_nanoseconds() : 0; }
 
 void pl_profile_end(int entry, int64_t begin, int64_t bytes) {
     if (!profiling || !begin) return;
     profile[entry].calls++;
-    profile[entry].nanoseconds += nanoseconds() - begin;
+    profile[entry].nanoseconds += pl_nanoseconds() - begin;
     profile[entry].bytes += bytes;
 }
 

@@ -60,11 +60,14 @@ enum {
     CL_QUEUE_DEVICE = 0x1091,
     CL_QUEUE_PROPERTIES = 0x1093,
     CL_QUEUE_OUT_OF_ORDER_EXEC_MODE_ENABLE = 1 << 0,
+    CL_QUEUE_PROFILING_ENABLE = 1 << 1,
     CL_MEM_READ_WRITE = 1 << 0,
     CL_PROGRAM_BINARY_SIZES = 0x1165,
     CL_PROGRAM_BINARIES = 0x1166,
     CL_PROGRAM_BUILD_LOG = 0x1183,
     CL_KERNEL_WORK_GROUP_SIZE = 0x11B0,
+    CL_PROFILING_COMMAND_START = 0x1282,
+    CL_PROFILING_COMMAND_END = 0x1283,
 };
 #define CL_DEVICE_TYPE_ALL 0xFFFFFFFFu
 
@@ -115,6 +118,9 @@ enum {
     X(cl_int, EnqueueNDRangeKernel, \
       (cl_command_queue, cl_kernel, cl_uint, const size_t *, const size_t *, const size_t *, \
        cl_uint, const cl_event *, cl_event *)) \
+    X(cl_int, WaitForEvents, (cl_uint, const cl_event *)) \
+    X(cl_int, GetEventProfilingInfo, (cl_event, cl_uint, size_t, void *, size_t *)) \
+    X(cl_int, ReleaseEvent, (cl_event)) \
     X(cl_int, Flush, (cl_command_queue)) \
     X(cl_int, Finish, (cl_command_queue))
 

@@ -1,5 +1,5 @@
 /* Opened devices: queues, memory, copies. Released buffers stay for reuse, as in core/buffers.c. */
-#include "runtime.h"
+#include "profile.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -16,8 +16,8 @@ static int refuse_forked(pl_cl_error *error) {
 }
 
 /* Adds a device to the list. Takes over the references to context and queue, even if it fails. */
-static pl_cl_device *add_device(int index, cl_context context, cl_command_queue queue, int wait,
-                                pl_cl_error *error) {
+static pl_cl_device *add_device(int index, cl_context context, cl_command_queue queue,
+                                cl_bitfield properties, pl_cl_error *error) {
     pl_cl_device *device = calloc(1, sizeof *device);
     if (!device) {
         pl_cl_fail(error, "opening the device", CL_OUT_OF_HOST_MEMORY);
@@ -29,11 +29,13 @@ static pl_cl_device *add_device(int index, cl_context context, cl_command_queue 
     device->index = index;
     device->context = context;
     device->queue = queue;
-    device->wait = wait;
+    device->wait = (properties & CL_QUEUE_OUT_OF_ORDER_EXEC_MODE_ENABLE) != 0;
+    device->profiled = (properties & CL_QUEUE_PROFILING_ENABLE) != 0;
     pthread_mutex_init(&device->launch, NULL);
     pthread_mutex_init(&device->memory, NULL);
     device->next = devices;
-    return devices = device;
+    __atomic_store_n(&devices, device, __ATOMIC_RELEASE);
+    return device;
 }
 
 static pl_cl_device *open_device(int index, pl_cl_error *error) {
@@ -45,13 +47,14 @@ static pl_cl_device *open_device(int index, pl_cl_error *error) {
         pl_cl_fail(error, "clCreateContext", code);
         return NULL;
     }
-    cl_command_queue queue = pl_cl.CreateCommandQueue(context, info->id, 0, &code);
+    const cl_bitfield kept = pl_cl_profiling() ? CL_QUEUE_PROFILING_ENABLE : 0;
+    cl_command_queue queue = pl_cl.CreateCommandQueue(context, info->id, kept, &code);
     if (!queue) {
         pl_cl_fail(error, "clCreateCommandQueue", code);
         pl_cl.ReleaseContext(context);
         return NULL;
     }
-    return add_device(index, context, queue, 0, error);
+    return add_device(index, context, queue, kept, error);
 }
 
 pl_cl_device *pl_cl_device_at(int index, pl_cl_error *error) {
@@ -97,12 +100,13 @@ pl_cl_device *pl_cl_device_of(cl_context context, cl_command_queue queue, pl_cl_
     while (device && !(device->context == context && device->queue == queue)) device = device->next;
     if (!device && !(code = pl_cl.RetainContext(context)) &&
         !(code = pl_cl.RetainCommandQueue(queue)))
-        device = add_device(index, context, queue,
-                            (properties & CL_QUEUE_OUT_OF_ORDER_EXEC_MODE_ENABLE) != 0, error);
+        device = add_device(index, context, queue, properties, error);
     pthread_mutex_unlock(&devices_lock);
     if (code) pl_cl_fail(error, "clRetainContext", code);
     return device;
 }
+
+pl_cl_device *pl_cl_opened(void) { return __atomic_load_n(&devices, __ATOMIC_ACQUIRE); }
 
 int pl_cl_finish(pl_cl_device *device, pl_cl_error *error) {
     if (refuse_forked(error)) return 1;
@@ -257,8 +261,10 @@ int pl_cl_write(pl_cl_buffer *to, size_t offset, const void *from, size_t bytes,
     if (refuse_forked(error)) return 1;
     if (!bytes) return 0;
     __atomic_add_fetch(&to->writes, 1, __ATOMIC_RELAXED);
+    cl_event event;
     cl_int code = pl_cl.EnqueueWriteBuffer(to->device->queue, to->memory, CL_TRUE, offset, bytes,
-                                           from, 0, NULL, NULL);
+                                           from, 0, NULL, pl_cl_profile_room(to->device, &event));
+    pl_cl_profile_command(to->device, event, "", "copy to the device", bytes);
     return code ? pl_cl_fail(error, "clEnqueueWriteBuffer", code) : 0;
 }
 
@@ -266,9 +272,27 @@ int pl_cl_read(const pl_cl_buffer *from, size_t offset, void *to, size_t bytes,
                pl_cl_error *error) {
     if (refuse_forked(error)) return 1;
     if (!bytes) return 0;
+    cl_event event;
     cl_int code = pl_cl.EnqueueReadBuffer(from->device->queue, from->memory, CL_TRUE, offset, bytes,
-                                          to, 0, NULL, NULL);
+                                          to, 0, NULL, pl_cl_profile_room(from->device, &event));
+    pl_cl_profile_command(from->device, event, "", "copy from the device", bytes);
     return code ? pl_cl_fail(error, "clEnqueueReadBuffer", code) : 0;
+}
+
+int pl_cl_copy(const pl_cl_buffer *from, size_t from_offset, pl_cl_buffer *to, size_t to_offset,
+               size_t bytes, pl_cl_error *error) {
+    pl_cl_device *device = to->device;
+    if (refuse_forked(error)) return 1;
+    if (!bytes) return 0;
+    if (device->wait && pl_cl_finish(device, error)) return 1;
+    __atomic_add_fetch(&to->writes, 1, __ATOMIC_RELAXED);
+    cl_event event;
+    cl_int code =
+        pl_cl.EnqueueCopyBuffer(device->queue, from->memory, to->memory, from_offset, to_offset,
+                                bytes, 0, NULL, pl_cl_profile_room(device, &event));
+    pl_cl_profile_command(device, event, "", "copy", bytes);
+    if (code) return pl_cl_fail(error, "clEnqueueCopyBuffer", code);
+    return device->wait ? pl_cl_finish(device, error) : 0;
 }
 
 int pl_cl_clear(pl_cl_buffer *to, size_t offset, size_t bytes, pl_cl_error *error) {
@@ -276,8 +300,10 @@ int pl_cl_clear(pl_cl_buffer *to, size_t offset, size_t bytes, pl_cl_error *erro
     if (!bytes) return 0;
     static const unsigned char zero;
     __atomic_add_fetch(&to->writes, 1, __ATOMIC_RELAXED);
+    cl_event event;
     cl_int code = pl_cl.EnqueueFillBuffer(to->device->queue, to->memory, &zero, 1, offset, bytes, 0,
-                                          NULL, NULL);
+                                          NULL, pl_cl_profile_room(to->device, &event));
+    pl_cl_profile_command(to->device, event, "", "clear", bytes);
     if (code) return pl_cl_fail(error, "clEnqueueFillBuffer", code);
     return to->device->wait ? pl_cl_finish(to->device, error) : 0;
 }

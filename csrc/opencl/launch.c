@@ -1,5 +1,6 @@
 /* Operations on devices: calls launchers, builds up their launches, enqueues kernels. */
 #include "launch.h"
+#include "profile.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -83,15 +84,17 @@ pl_cl_place pl_cl_scratch(const pl_cl_operation *operation, size_t bytes) {
 
 /* ---- enqueueing */
 
-static cl_int enqueue(pl_cl_device *device, cl_kernel kernel, const pl_cl_launch *l, size_t groups,
-                      size_t group) {
+static cl_int enqueue(pl_cl_device *device, cl_kernel kernel, const char *name,
+                      const pl_cl_launch *l, size_t groups, size_t group) {
     cl_int code = 0;
     for (int i = 0; i < l->count && !code; i++)
         code = pl_cl.SetKernelArg(kernel, (cl_uint)i, l->argument[i].size, &l->argument[i].value);
     size_t all = groups * group;
-    if (!code)
-        code =
-            pl_cl.EnqueueNDRangeKernel(device->queue, kernel, 1, NULL, &all, &group, 0, NULL, NULL);
+    if (code) return code;
+    cl_event event;
+    code = pl_cl.EnqueueNDRangeKernel(device->queue, kernel, 1, NULL, &all, &group, 0, NULL,
+                                      pl_cl_profile_room(device, &event));
+    pl_cl_profile_command(device, event, l->operation->name, name, 0);
     return code;
 }
 
@@ -114,12 +117,12 @@ int pl_cl_enqueue(pl_cl_launch *l, const char *name, size_t groups, size_t group
     } else if (too_large && (*too_large = group > largest)) {
         failed = 1;
     } else {
-        cl_int code = enqueue(device, kernel, l, groups, group);
+        cl_int code = enqueue(device, kernel, name, l, groups, group);
         /* Some drivers allocate memory only here: idle buffers may make room. */
         if ((code == CL_MEM_OBJECT_ALLOCATION_FAILURE || code == CL_OUT_OF_RESOURCES) &&
             device->idle) {
             pl_cl_free_idle(device);
-            code = enqueue(device, kernel, l, groups, group);
+            code = enqueue(device, kernel, name, l, groups, group);
         }
         if (!code) code = pl_cl.Flush(device->queue);
         if (code) failed = pl_cl_fail(error, "clEnqueueNDRangeKernel", code);

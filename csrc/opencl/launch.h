@@ -33,6 +33,7 @@ typedef struct {
  * the values of index arrays on the host. A weight's pointers are virtual addresses: pl_cl_place_of
  * finds their places. */
 typedef struct {
+    const char *name;
     pl_cl_device *device;
     const pl_call *call;
     pl_cl_place place[PL_MAX_ARGS];
@@ -128,8 +129,10 @@ int pl_cl_gemm_run(const pl_cl_operation *operation, const pl_cl_gemm *g);
 
 /* The texts of the .cl files in programs/ with their includes in place, as csrc/generate.py writes
  * them. */
-extern const char pl_cl_source_rowloss[], pl_cl_source_elements[], pl_cl_source_maps[],
-    pl_cl_source_axes[], pl_cl_source_layers[], pl_cl_source_delta[], pl_cl_source_matmul[],
-    pl_cl_source_stored[], pl_cl_source_attention[];
+extern const char pl_cl_source_elements[], pl_cl_source_maps[], pl_cl_source_axes[],
+    pl_cl_source_layers[], pl_cl_source_delta[], pl_cl_source_matmul[], pl_cl_source_stored[],
+    pl_cl_source_attention[], pl_cl_source_rowloss_class[], pl_cl_source_rowloss_pair[],
+    pl_cl_source_rowloss_cosine[], pl_cl_source_rowloss_sparse[], pl_cl_source_rowloss_element[],
+    pl_cl_source_rowloss_map[], pl_cl_source_rowloss_argmax[];
 
 #endif

@@ -66,6 +66,12 @@ static void read_text(cl_device_id id, cl_uint what, char *text, size_t size) {
     free(whole);
 }
 
+static int has_extension(cl_device_id id, const char *name) {
+    char listed[8192];
+    read_text(id, CL_DEVICE_EXTENSIONS, listed, sizeof listed);
+    return strstr(listed, name) != NULL;
+}
+
 static void read_device(cl_platform_id platform, cl_device_id id, pl_cl_info *info) {
     memset(info, 0, sizeof *info);
     info->platform = platform;
@@ -94,6 +100,7 @@ static void read_device(cl_platform_id platform, cl_device_id id, pl_cl_info *in
 #undef READ
     info->fp64 = doubles != 0;
     info->usable = available && compiler;
+    info->remarks = has_extension(id, "cl_nv_compiler_options");
 }
 
 static void list_devices(void) {

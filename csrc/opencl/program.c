@@ -1,5 +1,6 @@
 /* Programs of a device: built once per source and options, cached in memory and on disk. */
-#include "runtime.h"
+#include "../pyloss.h"
+#include "profile.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,6 +20,12 @@ struct pl_cl_program {
     cl_program program;
     named_kernel *kernels;
 };
+
+static const char *name_of(const char *source) {
+    const pl_cl_named_source *p = pl_cl_programs;
+    while (p->name && p->source != source) p++;
+    return p->name;
+}
 
 /* A program's name on disk: a hash of everything that its binary depends on. */
 enum { NAME_SIZE = 40 };
@@ -65,9 +72,30 @@ static void to_cache(cl_program program, const char *name) {
 
 /* ---- building */
 
+/* The compiler's remarks, malloc'd; NULL if there are none. */
+static char *build_log(const pl_cl_device *device, cl_program program) {
+    size_t length = 0;
+    char *log = NULL;
+    if (!pl_cl.GetProgramBuildInfo(program, device->info->id, CL_PROGRAM_BUILD_LOG, 0, NULL,
+                                   &length) &&
+        length && (log = calloc(1, length + 1)))
+        pl_cl.GetProgramBuildInfo(program, device->info->id, CL_PROGRAM_BUILD_LOG, length, log,
+                                  NULL);
+    if (log && !log[strspn(log, " \n\t")]) {
+        free(log);
+        log = NULL;
+    }
+    return log;
+}
+
 static cl_program build(pl_cl_device *device, const char *source, const char *options,
                         pl_cl_error *error) {
     cl_int code;
+    char verbose[1024]; /* the profile shows registers, which do not change the code */
+    if (pl_cl_profiling() && device->info->remarks) {
+        snprintf(verbose, sizeof verbose, "%s -cl-nv-verbose", options);
+        options = verbose;
+    }
     cl_program program = pl_cl.CreateProgramWithSource(device->context, 1, &source, NULL, &code);
     if (!program) {
         pl_cl_fail(error, "clCreateProgramWithSource", code);
@@ -76,12 +104,7 @@ static cl_program build(pl_cl_device *device, const char *source, const char *op
     code = pl_cl.BuildProgram(program, 1, &device->info->id, options, NULL, NULL);
     if (!code) return program;
     pl_cl_fail(error, "clBuildProgram", code);
-    size_t length = 0;
-    if (!pl_cl.GetProgramBuildInfo(program, device->info->id, CL_PROGRAM_BUILD_LOG, 0, NULL,
-                                   &length) &&
-        length && (error->log = calloc(1, length + 1)))
-        pl_cl.GetProgramBuildInfo(program, device->info->id, CL_PROGRAM_BUILD_LOG, length,
-                                  error->log, NULL);
+    error->log = build_log(device, program);
     pl_cl.ReleaseProgram(program);
     return NULL;
 }
@@ -94,11 +117,16 @@ static pl_cl_program *find_program(pl_cl_device *device, const char *source, con
     if (found) return found;
     char in_cache[NAME_SIZE];
     cache_name(device, source, options, in_cache);
+    const int64_t begin = pl_nanoseconds();
     cl_program program = from_cache(device, in_cache, options);
+    const int cached = program != NULL;
     if (!program) {
         if (!(program = build(device, source, options, error))) return NULL;
-        to_cache(program, in_cache);
+        to_cache(program, in_cache); /* PoCL compiles kernels only for their binaries */
     }
+    if (pl_cl_profiling())
+        pl_cl_profile_build(name_of(source), options, cached, pl_nanoseconds() - begin,
+                            cached ? NULL : build_log(device, program));
     char *copy = malloc(strlen(options) + 1);
     if (!copy || !(found = calloc(1, sizeof *found))) {
         free(copy);

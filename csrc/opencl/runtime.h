@@ -32,6 +32,7 @@ typedef struct {
     cl_uint units;
     cl_uint vector;   /* floats of a vector register */
     int fp64, usable; /* usable: available, with a compiler */
+    int remarks;      /* the compiler reports registers under NVIDIA's option -cl-nv-verbose */
 } pl_cl_info;
 
 /* An opened device: one context and one in-order queue, made by pyloss or by another library
@@ -41,8 +42,10 @@ typedef struct pl_cl_device {
     int index; /* of info */
     cl_context context;
     cl_command_queue queue;
-    int own;  /* pyloss made the context */
-    int wait; /* the queue may be out of order: every call waits before and after */
+    int own;      /* pyloss made the context */
+    int wait;     /* the queue may be out of order: every call waits before and after */
+    int profiled; /* the queue keeps the times of commands */
+    cl_ulong profiled_begin, profiled_end; /* of the commands that profile.c has read */
     struct pl_cl_device *next;
     pthread_mutex_t launch;  /* held from the first clSetKernelArg to the enqueue */
     pl_cl_program *programs; /* guarded by `launch` */
@@ -86,6 +89,8 @@ int pl_cl_refuse(pl_cl_error *error, int kind, const char *format, ...)
 pl_cl_device *pl_cl_device_at(int index, pl_cl_error *error);
 /* The device in another library's context and queue. */
 pl_cl_device *pl_cl_device_of(cl_context context, cl_command_queue queue, pl_cl_error *error);
+/* The first of all opened devices. */
+pl_cl_device *pl_cl_opened(void);
 /* Waits until the queue is empty. */
 int pl_cl_finish(pl_cl_device *device, pl_cl_error *error);
 
@@ -97,6 +102,9 @@ void pl_cl_buffer_release(pl_cl_buffer *buffer);
 int pl_cl_write(pl_cl_buffer *to, size_t offset, const void *from, size_t bytes,
                 pl_cl_error *error);
 int pl_cl_read(const pl_cl_buffer *from, size_t offset, void *to, size_t bytes, pl_cl_error *error);
+/* Copies bytes within a device. Both buffers are in its context; the bytes do not overlap. */
+int pl_cl_copy(const pl_cl_buffer *from, size_t from_offset, pl_cl_buffer *to, size_t to_offset,
+               size_t bytes, pl_cl_error *error);
 /* Sets bytes to 0. */
 int pl_cl_clear(pl_cl_buffer *to, size_t offset, size_t bytes, pl_cl_error *error);
 /* Returns a device's idle buffers to its driver. */
@@ -114,6 +122,12 @@ const char *pl_cl_cache_complaint(void);
 uint64_t pl_cl_hash(uint64_t hash, const void *data, size_t bytes);
 
 /* ---- program.c */
+
+/* All programs, as csrc/generate.py writes them; the last one has no name. */
+typedef struct {
+    const char *name, *source;
+} pl_cl_named_source;
+extern const pl_cl_named_source pl_cl_programs[];
 
 /* The kernel `name` of the program built from `source`, a constant, with build `options`. The
  * program comes from memory, from the cache on disk, or from the compiler. The caller holds

@@ -197,10 +197,8 @@ class DeviceArray(_core.DeviceArray):
 
     def copy(self) -> DeviceArray:
         """The same values in new memory on the device."""
-        if self.kind != "f32":
-            return to_device(self.numpy(), self)
-        out = self.fresh(self.shape, "f32")
-        _core.scale(1.0, self, out)
+        out = self.fresh(self.shape, self.kind)
+        out.assign(self)
         return out
 
     def __setitem__(self, key: Any, value: Any) -> None:
@@ -217,8 +215,8 @@ class DeviceArray(_core.DeviceArray):
                 "only all elements of an array on a device, or rows of it, can be written to"
             )
         here = isinstance(value, DeviceArray) and value.place == to.place
-        if here and value.kind == to.kind == "f32" and value.shape == to.shape:
-            _core.scale(1.0, value, to)
+        if here and value.kind == to.kind and value.shape == to.shape:
+            to.assign(value)
         else:
             whole = np.empty(to.shape, to.dtype)
             whole[...] = np.asarray(value)

@@ -1,10 +1,15 @@
-/* Launches rowloss.cl. A loss's line in losses.def and the types of its arrays choose the
- * program. */
+/* Launches the programs of programs/rowloss. A loss's line in losses.def and the types of its arrays
+ * choose the program's options. */
 #include "../launch.h"
 #include "args.h"
 #include "places.h"
 
 typedef enum { CLASS, PAIR, COSINE, SPARSE, ELEMENT, MAP, ARGMAX } kind_of_loss;
+static const char *const sources[] = {
+    [CLASS] = pl_cl_source_rowloss_class,     [PAIR] = pl_cl_source_rowloss_pair,
+    [COSINE] = pl_cl_source_rowloss_cosine,   [SPARSE] = pl_cl_source_rowloss_sparse,
+    [ELEMENT] = pl_cl_source_rowloss_element, [MAP] = pl_cl_source_rowloss_map,
+    [ARGMAX] = pl_cl_source_rowloss_argmax};
 
 /* An array of type `float` in ops.def: its rows, and its place. */
 typedef struct {
@@ -159,7 +164,7 @@ static int run(const pl_cl_operation *operation, const row_loss *given) {
     if (call->wide && l.shape.width > 8) l.shape.width = 8;
     for (;;) {
         l.aligned = l.exact_out = 1;
-        l.launch = pl_cl_begin(operation, pl_cl_source_rowloss, l.shape, call->wide);
+        l.launch = pl_cl_begin(operation, sources[given->kind], l.shape, call->wide);
         pl_cl_define(&l.launch, "%s%s", given->macros,
                      v > INT32_MAX / 2 || given->kind == ELEMENT ? " -DINDEX=long"
                                                                  : " -DINDEX=int");
@@ -191,7 +196,7 @@ static int run(const pl_cl_operation *operation, const row_loss *given) {
         const name##_places at = name##_places_of(o); \
         const int mean = name##_##mean_option, softcap = name##_##softcap_option_; \
         row_loss given = {.kind = CLASS, \
-                          .macros = "-DCLASS -DLOSS=" #name " -DFAMILY=" #family, \
+                          .macros = "-DLOSS=" #name " -DFAMILY=" #family, \
                           .in = {{args.logits, at.logits}}, \
                           .integers = at.labels, \
                           .class_weight = at.class_weight, \
@@ -211,8 +216,8 @@ static int run(const pl_cl_operation *operation, const row_loss *given) {
         const name##_args args = name##_args_of(o->call); \
         const name##_places at = name##_places_of(o); \
         row_loss given = {.kind = PAIR, \
-                          .macros = "-DPAIR -DLOSS=" #name \
-                                    " -DFAMILY=softmax -DQ_SUMS_TO_0=" #q_sums_to_0, \
+                          .macros = \
+                              "-DLOSS=" #name " -DFAMILY=softmax -DQ_SUMS_TO_0=" #q_sums_to_0, \
                           .in = {{args.q, at.q}, {args.p, at.p}}, \
                           .integers = at.labels, \
                           .scale = {args.scale_q, args.scale_p}, \
@@ -227,7 +232,7 @@ static int run(const pl_cl_operation *operation, const row_loss *given) {
         const sparse_##name##_args args = sparse_##name##_args_of(o->call); \
         const sparse_##name##_places at = sparse_##name##_places_of(o); \
         row_loss given = {.kind = SPARSE, \
-                          .macros = "-DSPARSE -DLOSS=" #name " -DFAMILY=softmax", \
+                          .macros = "-DLOSS=" #name " -DFAMILY=softmax", \
                           .in = {{args.q, at.q}}, \
                           .ids = at.ids, \
                           .logp = at.logp, \
@@ -250,7 +255,7 @@ static int run(const pl_cl_operation *operation, const row_loss *given) {
         const name##_args args = name##_args_of(o->call); \
         const name##_places at = name##_places_of(o); \
         row_loss given = {.kind = ELEMENT, \
-                          .macros = "-DELEMENT -DLOSS=" #name, \
+                          .macros = "-DLOSS=" #name, \
                           .in = {{args.x, at.x}, {args.t, at.t}}, \
                           .dloss = at.dloss, \
                           .loss = at.loss, \
@@ -263,7 +268,7 @@ static int run(const pl_cl_operation *operation, const row_loss *given) {
         const name##_args args = name##_args_of(o->call); \
         const name##_places at = name##_places_of(o); \
         return run(o, &(row_loss){.kind = MAP, \
-                                  .macros = "-DMAP -DFAMILY=" #family " -DLOGARITHM=" #logarithm, \
+                                  .macros = "-DFAMILY=" #family " -DLOGARITHM=" #logarithm, \
                                   .in = {{args.x, at.x}, {args.dy, at.dy}}, \
                                   .out = {{args.y, at.y}, {args.dx, at.dx}}}); \
     }
@@ -273,7 +278,7 @@ int pl_cl_launch_cosine(const pl_cl_operation *o) {
     const cosine_args args = cosine_args_of(o->call);
     const cosine_places at = cosine_places_of(o);
     return run(o, &(row_loss){.kind = COSINE,
-                              .macros = "-DCOSINE -DFAMILY=softmax",
+                              .macros = "-DFAMILY=softmax",
                               .in = {{args.q, at.q}, {args.p, at.p}},
                               .integers = at.labels,
                               .scale = {args.scale_q, args.scale_p},
@@ -286,7 +291,7 @@ int pl_cl_launch_cosine(const pl_cl_operation *o) {
 int pl_cl_launch_argmax(const pl_cl_operation *o) {
     const argmax_places at = argmax_places_of(o);
     return run(o, &(row_loss){.kind = ARGMAX,
-                              .macros = "-DARGMAX",
+                              .macros = "",
                               .in = {{argmax_args_of(o->call).x, at.x}},
                               .integers = at.index});
 }
