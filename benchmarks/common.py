@@ -8,11 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 WORK = HERE.parent / "build" / "bench"
 THREADS = 2
+#: variables of the caches of compiled OpenCL kernels: pyloss's and the drivers'
+KERNEL_CACHES = ("PYLOSS_CACHE", "POCL_CACHE_DIR", "CUDA_CACHE_PATH")
 
 
 def best_of(runs: int, *functions: Callable[[], object]) -> list[float]:
@@ -94,7 +97,6 @@ def machine() -> str:
     import platform
 
     import numpy
-    import torch
 
     import pyloss
 
@@ -107,7 +109,10 @@ def machine() -> str:
             if line.startswith("model name")
         )
         name = next(models, name)
-    torch_version = torch.__version__.split("+")[0]
-    versions = f"pyloss {pyloss.__version__}, torch {torch_version}, NumPy {numpy.__version__}"
+    try:
+        torch = f"torch {version('torch').split('+')[0]}, "
+    except PackageNotFoundError:
+        torch = ""
+    versions = f"pyloss {pyloss.__version__}, {torch}NumPy {numpy.__version__}"
     isa, python = pyloss.info()["isa"], platform.python_version()
     return f"{name}, {THREADS} threads, {isa}; Python {python}, {versions}"

@@ -4,8 +4,10 @@ Prints milliseconds as JSON: forward, and loss with gradient. LIBRARY is one of
 
     pyloss, opencl:<number>         the C kernels, or pyloss on that device
     torch, compile, mlx             torch, torch.compile, mlx-lm's tuner on the CPU
+    cuda, cuda-compile, cuda-liger  torch, torch.compile and Liger's kernels on the first CUDA card
     memory, memory-opencl:<number>  reading the logits, and reading them and writing one gradient,
                                     by the fastest plain operation of torch or pyloss
+    memory-cuda                     torch's copy on the card
 
 Calls cycle through more arrays than caches hold, so logits come from memory.
 """
@@ -26,6 +28,7 @@ from common import THREADS, best_of
 LOSSES = ("cross entropy", "KL", "JS", "stablemax cross entropy")
 DTYPES = {"f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16}
 COLD = 600 << 20  # bytes; more than caches hold
+DRAWN = 512  # rows of logits that are drawn; others repeat them
 Work = Iterator[tuple[str, Callable[[], object]]]  # (name, function)
 Inputs = list[tuple[Any, Any, Any]]  # student, teacher, labels
 
@@ -35,8 +38,11 @@ def logits(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The student's and the teacher's logits, and labels."""
     rng = np.random.default_rng(seed)
-    q, p = (scale * rng.standard_normal((rows, v), dtype=np.float32) for _ in range(2))
-    return q.astype(DTYPES[dtype]), p.astype(DTYPES[dtype]), rng.integers(0, v, rows)
+    q, p = (
+        (scale * rng.standard_normal((min(rows, DRAWN), v), dtype=np.float32)).astype(DTYPES[dtype])
+        for _ in range(2)
+    )
+    return np.resize(q, (rows, v)), np.resize(p, (rows, v)), rng.integers(0, v, rows)
 
 
 def tensor(array: np.ndarray) -> Any:
@@ -75,6 +81,28 @@ def torch_losses() -> dict[str, Callable]:
         )
 
     return dict(zip(LOSSES, (cross_entropy, kl, js, stablemax), strict=True))
+
+
+def liger_losses() -> dict[str, Callable]:
+    """Liger's kernels, over torch's log-softmax where they take log-probabilities.
+
+    Its cross entropy writes the gradient over the logits.
+    """
+    import torch
+    from liger_kernel.transformers import LigerCrossEntropyLoss, LigerJSD, LigerKLDIVLoss
+
+    entropy = LigerCrossEntropyLoss(reduction="sum")
+    divergence, jensen = LigerKLDIVLoss("sum", log_target=True), LigerJSD()
+
+    def logs(q: Any, p: Any) -> tuple[Any, Any]:
+        return torch.log_softmax(q, -1), torch.log_softmax(p, -1)
+
+    functions = (
+        lambda x, p, labels: entropy(x, labels),
+        lambda q, p, labels: divergence(*logs(q, p)),
+        lambda q, p, labels: jensen(*logs(q, p)),
+    )
+    return dict(zip(LOSSES, functions, strict=False))
 
 
 def pyloss_losses() -> dict[str, Callable]:
@@ -152,38 +180,71 @@ def of_device_memory(nbytes: int, device: str) -> Work:
         operation(*arguments)
         waited(arguments[-1])
 
+    def copied() -> None:
+        to = next(x)
+        to.assign(next(x))
+        to.wait()
+
     yield "read 1", lambda: run(_core.sum_squares, next(x), total)
+    yield "read 1, write 1", copied
     yield "read 1, write 1", lambda: run(_core.scale, 1.0, next(x), next(x))
     yield "read 2, write 1", lambda: run(_core.add, next(x), next(x), next(x))
 
 
-def of_torch(inputs: Inputs, compiled: bool) -> Work:
+def of_torch(
+    inputs: Inputs,
+    compiled: bool = False,
+    device: str = "cpu",
+    losses: Callable[[], dict[str, Callable]] = torch_losses,
+) -> Work:
     import torch
 
     torch.set_num_threads(THREADS)
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     turn = cycle(
         [
-            (tensor(q).requires_grad_(), tensor(p), torch.from_numpy(labels))
+            (
+                tensor(q).to(device).requires_grad_(),
+                tensor(p).to(device),
+                torch.from_numpy(labels).to(device),
+            )
             for q, p, labels in inputs
         ]
     )
-    for name, loss in torch_losses().items():
+    for name, loss in losses().items():
         if compiled:
             torch._dynamo.reset()
             loss = torch.compile(loss, dynamic=False)
 
         def forward() -> None:
+            x, p, labels = next(turn)
             with torch.no_grad():
-                loss(*next(turn))
+                loss(x.detach(), p, labels)
+            wait()
 
         def both() -> None:
             x, p, labels = next(turn)
             x.grad = None
             loss(x, p, labels).sum().backward()
             x.grad = None
+            wait()
 
         yield f"{name} forward", forward
         yield f"{name} both", both
+
+
+def of_cuda_memory(nbytes: int) -> Work:
+    """torch's part of `of_memory`, on the card."""
+    import torch
+
+    count = 2 * max(COLD // (2 * nbytes), 1)
+    turn = cycle([torch.ones(nbytes // 4, device="cuda") for _ in range(count)])
+
+    def copied() -> None:
+        next(turn).copy_(next(turn))
+        torch.cuda.synchronize()
+
+    yield "read 1, write 1", copied
 
 
 def of_mlx(inputs: Inputs) -> Work:
@@ -238,10 +299,14 @@ def main(library: str, rows: int, v: int, dtype: str, seconds: float) -> None:
     inputs = [] if in_memory else [logits(rows, v, dtype, seed=seed) for seed in range(sets)]
     hosts = {
         "pyloss": lambda: of_pyloss(inputs),
-        "torch": lambda: of_torch(inputs, False),
+        "torch": lambda: of_torch(inputs),
         "compile": lambda: of_torch(inputs, True),
+        "cuda": lambda: of_torch(inputs, False, "cuda"),
+        "cuda-compile": lambda: of_torch(inputs, True, "cuda"),
+        "cuda-liger": lambda: of_torch(inputs, False, "cuda", liger_losses),
         "mlx": lambda: of_mlx(inputs),
         "memory": lambda: of_memory(nbytes),
+        "memory-cuda": lambda: of_cuda_memory(nbytes),
     }
     on_device = (
         partial(of_device_memory, nbytes, device)

@@ -1,10 +1,12 @@
-"""Matrix products of models' layer shapes with pyloss or torch.mm: LIBRARY CALLS.
+"""Matrix products of models' layer shapes with pyloss or torch.mm: LIBRARY CALLS [SIZES].
 
-Prints GFLOP/s as JSON. LIBRARY is pyloss, torch, or opencl:<number> for pyloss on that device; GPUs
-also multiply large square matrices. The shapes are SmolLM2-135M's with 1024 tokens, and those of
-Qwen3-0.6B and 1.7B with 512. Products are in float32 and in bfloat16; pyloss's, forward, also in
-int8, as far as it multiplies so many rows in it. In bfloat16, pyloss rounds float32 rows and its
-weights while it multiplies, and returns float32; torch has all three in bfloat16.
+Prints GFLOP/s as JSON. LIBRARY is pyloss, torch, torch-cuda for the first CUDA card in float32 and
+not TF32, or opencl:<number> for pyloss on that device. The shapes are SmolLM2-135M's with 1024
+tokens, and those of Qwen3-0.6B and 1.7B with 512. With SIZES gpu there are large square matrices,
+too; with SIZES small two small shapes alone. Products are in float32 and in bfloat16; pyloss's,
+forward, also in int8, as far as it multiplies so many rows in it. In bfloat16, pyloss rounds
+float32 rows and its weights while it multiplies, and returns float32; torch has all three in
+bfloat16.
 """
 
 from __future__ import annotations
@@ -27,13 +29,19 @@ SHAPES = (
     (512, 2048, 6144),
     (512, 6144, 2048),
 )
+SQUARE = 4096
+#: by the name of SIZES
+SIZES = {
+    "usual": SHAPES,
+    "gpu": (*SHAPES, (SQUARE, SQUARE, SQUARE)),
+    "small": ((64, 96, 256), (256, 256, 256)),
+}
 #: formats of weights, by precision
 STORED = {
     "float32": ("f32", "q4_1"),
     "bfloat16": ("f32", "bf16", "q8_0", "q4_1", "affine4", "nf4"),
     "int8": ("q8_0", "q4_1", "q4_k", "affine4"),
 }
-SQUARE = 4096
 
 
 def products(library: str, x: np.ndarray, w: np.ndarray, dy: np.ndarray):
@@ -42,16 +50,8 @@ def products(library: str, x: np.ndarray, w: np.ndarray, dy: np.ndarray):
     x [T, I], w [O, I], dy [T, O].
     """
     y, dx = np.empty_like(dy), np.empty_like(x)
-    if library == "torch":
-        import torch
-
-        torch.set_num_threads(THREADS)
-        for precision in ("float32", "bfloat16"):
-            tx, tw, tdy, ty, tdx = (
-                torch.from_numpy(a).to(getattr(torch, precision)) for a in (x, w, dy, y, dx)
-            )
-            yield "f32", precision, "forward", partial(torch.mm, tx, tw.t(), out=ty)
-            yield "f32", precision, "input gradient", partial(torch.mm, tdy, tw, out=tdx)
+    if library.startswith("torch"):
+        yield from torch_products(x, w, dy, on_card=library != "torch")
         return
     import pyloss
     from pyloss import _core
@@ -79,6 +79,29 @@ def products(library: str, x: np.ndarray, w: np.ndarray, dy: np.ndarray):
                     "input gradient",
                     partial(_core.linear_input_grad, dy, weight, None, None, 0, None, dx),
                 )
+
+
+def torch_products(x: np.ndarray, w: np.ndarray, dy: np.ndarray, on_card: bool):
+    """`products` by torch.mm; on a card each call waits for its result."""
+    import torch
+
+    torch.set_num_threads(THREADS)
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+    def product(*operands: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        torch.mm(*operands, out=out)
+        if on_card:
+            torch.cuda.synchronize()
+        return out
+
+    for precision in ("float32",) if on_card else ("float32", "bfloat16"):
+        tx, tw, tdy = (
+            torch.from_numpy(a).to("cuda" if on_card else "cpu", getattr(torch, precision))
+            for a in (x, w, dy)
+        )
+        y, dx = tdy.clone(), tx.clone()
+        yield "f32", precision, "forward", partial(product, tx, tw.t(), out=y)
+        yield "f32", precision, "input gradient", partial(product, tdy, tw, out=dx)
 
 
 def device_products(device: str, x: np.ndarray, w: np.ndarray, dy: np.ndarray):
@@ -109,21 +132,10 @@ def device_products(device: str, x: np.ndarray, w: np.ndarray, dy: np.ndarray):
         yield name, "float32", "input gradient", partial(input_gradient, weight)
 
 
-def sizes(library: str) -> list[tuple[int, int, int]]:
-    """The measured products: (rows, inputs, outputs)."""
-    found = list(SHAPES)
-    if ":" in library:
-        import pyloss
-
-        kind = next(d.kind for d in pyloss.devices() if d.id == library)
-        found += [(SQUARE, SQUARE, SQUARE)] if kind != "cpu" else []
-    return found
-
-
-def main(library: str, calls: int) -> None:
+def main(library: str, calls: int, sizes: str = "usual") -> None:
     rng = np.random.default_rng(0)
     speeds = {}
-    for rows, inputs, outputs in sizes(library):
+    for rows, inputs, outputs in SIZES[sizes]:
         x, w, dy = (
             rng.standard_normal(s, dtype=np.float32)
             for s in ((rows, inputs), (outputs, inputs), (rows, outputs))
@@ -136,4 +148,4 @@ def main(library: str, calls: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], int(sys.argv[2]), *sys.argv[3:])

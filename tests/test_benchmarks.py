@@ -271,27 +271,21 @@ def test_a_slow_program_does_fewer_passes(monkeypatch, capsys):
 
 
 def test_a_device_is_compared_with_the_c_kernels_of_the_same_base():
-    programs = [
-        train.Program("a", train.OURS, ""),
-        train.Program(opencl.on("a"), train.OURS, ""),
-        train.Program("p", train.PEFT, ""),
-    ]
-    speeds = (200.0, 150.0, 300.0)
     found = {
-        p.name: {"tokens_per_s": speed, "loss": 1.5}
-        for p, speed in zip(programs, speeds, strict=True)
+        name: {"tokens_per_s": speed, "first_s": 3.25, "loss": 1.5}
+        for name, speed in (("a", 200.0), (opencl.on("a"), 150.0))
     }
-    assert opencl.step_rows(programs, found) == [
-        ("a", "200", "", "0.67", "1.5000"),
-        ("a, on the device", "150", "0.75", "0.50", "1.5000"),
-        ("p", "300", "", "1.00", "1.5000"),
+    assert opencl.step_rows(found, host=True) == [
+        ("a", "200", "", "3.2", "1.5000"),
+        ("a, on the device", "150", "0.75", "3.2", "1.5000"),
     ]
-    alone = opencl.step_rows(programs[:2], {p.name: found[p.name] for p in programs[:2]})
-    assert [row[2:] for row in alone] == [("", "1.5000"), ("0.75", "1.5000")]
-    keys = ("576x1536 q4_1 float32 forward", "4096x4096 f32 float32 input gradient")
-    assert opencl.product_rows(dict.fromkeys(keys, 50.0), {keys[0]: 100.0}) == [
-        ("576x1536, q4_1, forward", "50", "100", "0.50"),
-        ("4096x4096, f32, input gradient, 4096 rows", "50", "", ""),
+    assert opencl.step_rows({"b": found["a"]}, host=False) == [("b", "200", "3.2", "1.5000")]
+    key = "576x1536 q4_1 float32 forward"
+    assert opencl.product_rows({key: 50.0}, {key: 100.0}) == [
+        ("1024 x 576 to 1536, q4_1, forward", "50", "100", "0.50")
+    ]
+    assert opencl.product_rows({"4096x4096 f32 float32 input gradient": 50.0}, None) == [
+        ("4096 x 4096 to 4096, f32, input gradient", "50")
     ]
 
 
@@ -308,6 +302,24 @@ def test_losses_are_compared_with_the_bytes_they_need():
     rows = {name: cells for name, *cells in opencl.loss_rows(ms, 10**9, 40.0)}
     assert rows["cross entropy, loss"] == ["100.00", "10", "0.25"]
     assert rows["KL, loss + gradient"] == ["100.00", "30", "0.75"]
+    some = opencl.loss_rows({"JS forward": 100.0}, 10**9, 40.0)
+    assert some == [("JS, loss", "100.00", "20", "0.50")], "a library without the other losses"
+
+
+def test_rows_beyond_those_drawn_repeat_them():
+    q, p, labels = loss_rows.logits(loss_rows.DRAWN + 2, 3, "bf16")
+    assert q.shape == p.shape == (loss_rows.DRAWN + 2, 3) and len(labels) == len(q)
+    assert (q[:2] == q[loss_rows.DRAWN :]).all() and (q != p).any()
+
+
+def test_logits_fit_into_a_device(monkeypatch):
+    device = SimpleNamespace(id="opencl:1")
+    limits = [{}, {"max_allocation": 4000, "memory": 10**6}]
+    monkeypatch.setattr(_core, "opencl_devices", lambda: (limits, None))
+    assert opencl.fitting(device, 64, 100, "f32") == (8, 100)
+    assert opencl.fitting(device, 64, 100, "bf16") == (16, 100)
+    limits[1]["memory"] = 5 * 1600
+    assert opencl.fitting(device, 64, 100, "f32") == (4, 100)
 
 
 def test_products_on_a_device_are_those_of_the_c_kernels():
