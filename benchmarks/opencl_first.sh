@@ -107,7 +107,7 @@ fi
 # ---- 1. the device
 command -v nvidia-smi > /dev/null && run 1-clinfo 10 nvidia-smi nvidia-smi
 run 1-clinfo 10 clinfo "${CLINFO:-clinfo}"
-if ! run 1-device 20 "limits" "$python" benchmarks/opencl_check.py limits "$device"; then
+if ! run 1-device 30 "limits" "$python" benchmarks/opencl_check.py limits "$device"; then
     echo "No device $device: nothing else can run." | tee -a "$out/ends"
     exit 1
 fi
