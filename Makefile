@@ -19,7 +19,8 @@ CORE := setup.py pyproject.toml $(shell find csrc -type f -not -name '*.pyc')
 C_FILES := $(filter %.c %.h,$(CORE))
 TABLES := $(filter %.def %.cl,$(CORE))
 
-.PHONY: help demo demo-distill test test-all readme parity lint sanitized sanitize fuzz
+.PHONY: help demo demo-distill demo-recursive test test-all readme parity lint sanitized
+.PHONY: sanitize fuzz
 .PHONY: fuzz-sanitize bench bench-train bench-losses bench-distill bench-opencl bench-scaling \
     bench-families bench-tape bench-optimizers bench-quantize bench-distributed bench-mlx \
     bench-recursive clean
@@ -27,6 +28,7 @@ TABLES := $(filter %.def %.cl,$(CORE))
 help:
 	@echo 'make demo           set up .venv and fine-tune the embedded model (about ten minutes)'
 	@echo 'make demo-distill   compare ways of training a shallower student (many hours)'
+	@echo 'make demo-recursive  train a tiny recursive model on Sudoku from scratch (ten minutes)'
 	@echo 'make test           set up .venv and run a choice of the tests;'
 	@echo '                    TESTS=tests/test_nn.py runs all of one file'
 	@echo 'make test-all       run every test; installs PyTorch, mlx-lm, ... to compare with'
@@ -59,6 +61,9 @@ demo: $(VENV)/done-install $(VENV)/done-model
 
 demo-distill: $(VENV)/done-install $(VENV)/done-model
 	$(BIN)/python examples/distill.py
+
+demo-recursive: $(VENV)/done-install
+	$(BIN)/python examples/sudoku.py
 
 # Two processes; a file's tests stay in one of them. Without TESTS, `make test` runs enough variants
 # of each test that every value of every parameter occurs (--each-value), `make test-all` so many

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import pyloss
+from pyloss.recursive.data.sudoku_symmetry import sudoku_class
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 ROOT = str(Path(pyloss.__file__).parents[1])
@@ -27,7 +28,7 @@ def example(name):
     return module
 
 
-make_data, distill = example("make_data"), example("distill")
+make_data, distill, sudoku = example("make_data"), example("distill"), example("sudoku")
 
 
 @pytest.fixture(scope="module")
@@ -166,3 +167,33 @@ def test_the_comparison_of_students_runs(tmp_path):
     rows = [m.group() for m in table.finditer(first)]
     assert [m.group() for m in table.finditer(second)][:14] == rows
     assert len(table.findall(second)) == 28 and "perplexity (2 seeds)" in second
+
+
+@pytest.mark.parametrize(("size", "count"), [(4, 120), (6, 40)])
+def test_held_out_sudokus_have_other_grids(size, count):
+    train, test = sudoku.data(size, seed=1, count=count)
+    grids = [{row.tobytes() for row in part.labels} for part in (train, test)]
+    assert not grids[0] & grids[1] and 0.05 * count < len(test) < 0.35 * count
+    assert len(train) == train.total_groups * (1 + sudoku.DEMOS[size][2])
+    if size == 6:
+        kinds = [
+            {
+                sudoku_class(row.reshape(6, 6) - 1)
+                for row in part.labels[:: 8 if part is train else 1]
+            }
+            for part in (train, test)
+        ]
+        assert not kinds[0] & kinds[1]
+
+
+@pytest.mark.slow
+def test_a_tiny_recursive_model_learns_sudoku(tmp_path):
+    """The demo of 4 x 4, which fails below 95 % of the held-out puzzles."""
+    script = [sys.executable, str(EXAMPLES / "sudoku.py"), "--out", str(tmp_path / "run")]
+    done = subprocess.run(
+        script, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ROOT}, timeout=900
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    found = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert found["exact_accuracy"] >= 0.95 and found["count"] >= 80
+    assert (tmp_path / "run" / "steps.svg").is_file() and "wrong, " in done.stdout

@@ -10,6 +10,7 @@ import numpy as np
 
 from pyloss.checks.arrays import as_integers
 from pyloss.losses.act import IGNORE_INDEX
+from pyloss.recursive.data.arc_votes import ArcVotes
 from pyloss.recursive.models import RecursiveModel
 
 
@@ -43,7 +44,7 @@ class RecursiveEvaluation:
         exact_accuracy: the share of puzzles whose every predicted token is right.
         accuracy: the mean share of right tokens of a puzzle.
         q_halt_accuracy: how often the logit of halting knows whether the answer is right.
-        metrics: all metrics of `ACTLossHead` for each puzzle.
+        metrics: all metrics of `ACTLossHead` for each puzzle, and ARC's pass@k.
         by_step: the answers after each step.
     """
 
@@ -89,10 +90,13 @@ class RecursiveEvaluation:
         )
 
 
-def evaluate_recursive(head: Any, batches: Iterable[Mapping[str, Any]]) -> RecursiveEvaluation:
+def evaluate_recursive(
+    head: Any, batches: Iterable[Mapping[str, Any]], votes: ArcVotes | None = None
+) -> RecursiveEvaluation:
     """Evaluates a model in its `ACTLossHead` on batches of puzzles.
 
-    Rows without a label pad a batch, and do not count.
+    Rows without a label pad a batch, and do not count. `votes` collects the last answers to ARC's
+    tasks; its results are then among the metrics.
 
     Raises ValueError for no puzzles, and for a model that does not halt after `halt_max_steps`.
     """
@@ -124,12 +128,16 @@ def evaluate_recursive(head: Any, batches: Iterable[Mapping[str, Any]]) -> Recur
             for name, number in metrics.items():
                 sums[name] = sums.get(name, 0.0) + number
             loss += float(value)
+            if votes is not None:
+                votes.update(batch, outputs["preds"], outputs["q_halt_logits"])
     finally:
         head.train(was_training)
     count = int(sums.pop("count", 0))
     if not count:
         raise ValueError("there are no puzzles to evaluate")
     means = {name: number / count for name, number in sums.items()}
+    if votes is not None:
+        means |= votes.result()
     by_step = [
         AtStep(number, *(float(part) / count for part in row))
         for number, row in enumerate(steps, 1)

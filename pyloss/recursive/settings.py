@@ -30,8 +30,10 @@ MODELS: dict[str, Callable[[RecursiveConfig], RecursiveModel]] = {
 LOSSES = ("stablemax_cross_entropy", "softmax_cross_entropy")
 #: keys that an architecture gets from the data
 FROM_DATA = ("seq_len", "vocab_size", "num_puzzle_identifiers")
+#: the evaluator that votes on the answers to ARC's tasks
+ARC = "arc@ARC"
 #: keys of the authors' files that have no effect here
-WITHOUT_EFFECT = ("hydra", "evaluators", "eval_save_outputs", "run_name")
+WITHOUT_EFFECT = ("hydra", "eval_save_outputs", "run_name")
 
 
 @dataclass
@@ -132,6 +134,7 @@ class RecursiveSettings:
         load_checkpoint: the weights to begin with.
         checkpoint_path: the folder of the run.
         project_name: for services that take reports.
+        evaluators: "arc@ARC" where answers to ARC's tasks are voted on.
         unused: keys that have no effect here.
     """
 
@@ -142,6 +145,7 @@ class RecursiveSettings:
     load_checkpoint: str | None = None
     checkpoint_path: str | None = None
     project_name: str | None = None
+    evaluators: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
 
     def args(self) -> RecursiveArgs:
@@ -156,8 +160,9 @@ class RecursiveSettings:
 
     def as_mapping(self) -> dict[str, Any]:
         """The keys of a file that `read_settings` reads back."""
-        others = {"data_paths": self.data_paths, "data_paths_test": self.data_paths_test}
-        return {"arch": self.arch, **others, **self.training}
+        names = ("data_paths", "data_paths_test", "evaluators")
+        lists = {name: getattr(self, name) for name in names}
+        return {"arch": self.arch, **lists, **self.training}
 
 
 def make_model(arch: Mapping[str, Any], **sizes: Any) -> RecursiveModel:
@@ -225,6 +230,7 @@ def read_settings(path: PathLike | None = None, words: Iterable[str] = ()) -> Re
         key: _paths(rest[key], key) for key in _LISTS if rest.get(key) is not None
     }
     others |= {key: _text(rest[key], key) for key in _TEXTS if rest.get(key) is not None}
+    others["evaluators"] = _evaluators(rest.get("evaluators"))
     arch = {key: value for key, value in arch.items() if value is not None or key == "loss"}
     return RecursiveSettings(arch, training, unused=unused, **others)
 
@@ -235,7 +241,7 @@ _LISTS, _TEXTS = (
     ("data_paths", "data_paths_test"),
     ("load_checkpoint", "checkpoint_path", "project_name"),
 )
-_OWN = (*_TRAINING, *_LISTS, *_TEXTS)
+_OWN = (*_TRAINING, *_LISTS, *_TEXTS, "evaluators")
 #: names of HRM's code for those of TRM's
 _NAMES = {"data_path": "data_paths"}
 
@@ -315,6 +321,17 @@ def _paths(value: Any, key: str) -> list[str]:
     if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
         raise ValueError(f"{key} is {shown(value)}; it must be a folder's path or a list of them")
     return paths
+
+
+def _evaluators(value: Any) -> list[str]:
+    """The names of the authors' list of mappings."""
+    if value is None:
+        return []
+    entries = value if isinstance(value, list) else [value]
+    names = [entry.get("name") if isinstance(entry, Mapping) else entry for entry in entries]
+    if any(name != ARC for name in names):
+        raise ValueError(f"evaluators is {shown(value)}; it must be a list, of {ARC} or empty")
+    return [ARC for _ in names]
 
 
 def _text(value: Any, key: str) -> str:

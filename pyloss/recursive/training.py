@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -25,6 +25,7 @@ from pyloss.optim import EMA, AdamATan2, SparseSignSGD, grad_norm
 from pyloss.optim.schedules import Schedule, cosine_decay, join_schedules, linear_schedule
 from pyloss.recursive import state
 from pyloss.recursive.carry import Carry
+from pyloss.recursive.data.arc_votes import ArcVotes
 from pyloss.recursive.evaluation import RecursiveEvaluation, evaluate_recursive
 from pyloss.recursive.puzzles import LOCAL, without_puzzles
 from pyloss.recursive.run_files import RunFolder
@@ -81,6 +82,7 @@ def train_recursive(
     overwrite: bool = False,
     config: Mapping[str, Any] | None = None,
     callback: TrainingCallback | None = None,
+    votes: Callable[[], ArcVotes] | None = None,
     **settings: Any,
 ) -> tuple[Any, RecursiveResult]:
     """Trains HRM or TRM on puzzles; returns the model in its `ACTLossHead`, and how the run ended.
@@ -98,6 +100,7 @@ def train_recursive(
         overwrite: remove the files of an earlier run; otherwise they move to `previous-N`.
         config: the keys of config.yaml beside `arch` and `args`.
         callback: gets the reports.
+        votes: makes the `ArcVotes` of an evaluation.
 
     Raises:
         KeyboardInterrupt: after Ctrl-C; a run with a folder is saved, the message says where.
@@ -110,7 +113,7 @@ def train_recursive(
         raise TypeError(f"give args or keywords, not both: {', '.join(settings)}")
     args = RecursiveArgs(**settings) if args is None else args
     with matmul_precision(args.matmul_precision):
-        run = RecursiveRun(arch, train_data, test_data, args, folder, head, callback)
+        run = RecursiveRun(arch, train_data, test_data, args, folder, head, callback, votes)
         return run.head, run.run(resume, overwrite, config or {})
 
 
@@ -138,7 +141,8 @@ class RecursiveRun:
         args: RecursiveArgs,
         folder: PathLike | None,
         head: Any,
-        callback: TrainingCallback | None,
+        callback: TrainingCallback | None = None,
+        votes: Callable[[], ArcVotes] | None = None,
     ) -> None:
         size = args.global_batch_size
         sizes = {name: getattr(train_data, name) for name in FROM_DATA}
@@ -189,7 +193,7 @@ class RecursiveRun:
         self.progress = RecursiveProgress()
         self.evaluation: RecursiveEvaluation | None = None
         self.files = RunFolder(folder)
-        self.callback = callback
+        self.callback, self.votes = callback, votes
         self.reports = _Reports(self)
 
     # ---- the run
@@ -360,7 +364,8 @@ class RecursiveRun:
         begun = time.perf_counter()
         with self.averaged():
             batches = self.test_data.batches(args.global_batch_size, train=False)
-            found = evaluate_recursive(self.head, batches)
+            votes = None if self.votes is None else self.votes()
+            found = evaluate_recursive(self.head, batches, votes)
         more = {f"val_{name}": number for name, number in found.metrics.items()}
         more |= {
             "val_exact_when_halting": found.exact_when_halting,

@@ -152,3 +152,23 @@ def test_symbols():
     assert symbols_of(11, 9)[1:4] == [".", "1", "2"] and symbols_of(6, 4)[5] == "4"
     assert "".join(symbols_of(6, 30)) == " # SGo" and symbols_of(12, 30)[2] == "0"
     assert symbols_of(20, 5)[19] == "19"
+
+
+def test_votes_on_arcs_tasks_are_metrics():
+    taken = []
+
+    class Votes:
+        def update(self, batch, preds, q_halt_logits):
+            taken.append((batch["puzzle_identifiers"].tolist(), preds, q_halt_logits))
+
+        def result(self):
+            return {"ARC/pass@1": 0.5}
+
+    head = pyloss.ACTLossHead(Scripted([[0], [1]], [[1], [3]]), "stablemax_cross_entropy")
+    labels = np.array([[1, 2]])
+    ids = np.array([7])
+    batch = {"inputs": np.zeros((1, 2), int), "labels": labels, "puzzle_identifiers": ids}
+    found = evaluate_recursive(head, [batch], Votes())
+    assert found.metrics["ARC/pass@1"] == 0.5 and len(taken) == 1
+    # The answers and logits are those of the last step.
+    assert taken[0][0] == [7] and taken[0][1].tolist() == [[1, 2]] and taken[0][2] == [3]

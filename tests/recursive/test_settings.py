@@ -96,7 +96,7 @@ def test_the_authors_files(files):
     assert (args.global_batch_size, args.lr, args.puzzle_emb_lr) == (768, 1e-4, 1e-2)
     assert args.rounds == 10 and args.checkpoint_every_eval and not args.ema
     assert found.data_paths == ["data/arc-aug-1000"] and not found.data_paths_test
-    assert found.unused == ["hydra", "evaluators"]
+    assert found.unused == ["hydra"] and found.evaluators == ["arc@ARC"]
     assert isinstance(model, TRM) and model.config.puzzle_emb_ndim == 64
     assert model.config.tokens == 9 + 16 and model.config.L_cycles == 6
 
@@ -111,7 +111,7 @@ def test_words_as_after_the_authors_command(files):
     found = read_settings(files / "cfg_pretrain.yaml", words)
     args = found.args()
     assert (args.epochs, args.lr, args.weight_decay, args.ema) == (50000, 2e-4, 1.0, True)
-    assert found.data_paths == ["data/sudoku"] and "evaluators" not in found.unused
+    assert found.data_paths == ["data/sudoku"] and not found.evaluators
     config = make_model(found.arch, **SIZES).config
     assert config.mlp_t and config.pos_encodings == "none" and config.H_cycles == 2
     assert make_head(found.arch, **SIZES).loss_fn.__name__ == "softmax_cross_entropy"
@@ -150,6 +150,7 @@ def test_data_path_of_hrm(tmp_path):
         (["=3"], "no setting: give KEY=VALUE"),
         (["lr=[1"], "not YAML"),
         (["data_paths=3"], "data_paths is 3; it must be a folder's path or a list of them"),
+        (["evaluators=[sudoku@S]"], "evaluators is .*; it must be a list, of arc@ARC or empty"),
         (["arch=[1]"], "arch is .*; it must be the name of a file in arch/"),
     ],
 )

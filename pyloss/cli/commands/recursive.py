@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from pyloss.io.console import colored, out, say
 from pyloss.io.files import check_target, user_path, write_text
 from pyloss.recursive.checkpoints import load_checkpoint
 from pyloss.recursive.data import PuzzleDataset
-from pyloss.recursive.evaluation import evaluate_recursive, steps_of
+from pyloss.recursive.data.arc_votes import ArcVotes
+from pyloss.recursive.evaluation import RecursiveEvaluation, evaluate_recursive, steps_of
 from pyloss.recursive.pictures import steps_svg, steps_text
 from pyloss.recursive.run_files import CONFIG_FILE, load_recursive
 from pyloss.recursive.settings import FROM_DATA, RecursiveSettings, make_head, read_settings
@@ -45,7 +47,7 @@ def train_recursive(flags: Flags) -> int:
         say(f"starting from {settings.load_checkpoint}")
     if settings.unused:
         say(f"note: without effect here: {', '.join(settings.unused)}")
-    places = {name: getattr(settings, name) for name in ("data_paths", "data_paths_test")}
+    kept = ("data_paths", "data_paths_test", "evaluators")
     callback = get_reporting_callbacks(
         flags["report_to"],
         flags["project_name"] or settings.project_name,
@@ -62,14 +64,15 @@ def train_recursive(flags: Flags) -> int:
             head=head,
             resume=flags["resume"],
             overwrite=flags["overwrite"],
-            config={name: paths for name, paths in places.items() if paths},
+            config={name: found for name in kept if (found := getattr(settings, name))},
             callback=callback,
+            votes=_votes(settings) if test_set is not None else None,
         )
     finally:
         if callback is not None:
             callback.close()
     if result.evaluation is not None:
-        out(f"{result.evaluation.table()}\n{result.evaluation}")
+        _print(result.evaluation)
     _show(head, test_set, show, flags["picture"])
     return 0
 
@@ -118,10 +121,27 @@ def _test(flags: Flags, settings: RecursiveSettings, folder: Path, show: int) ->
     head = load_recursive(settings.load_checkpoint or folder)
     size = settings.training.get("global_batch_size") or 64
     with precision.matmul_precision(settings.training.get("matmul_precision")):
-        found = evaluate_recursive(head, test_set.batches(size, train=False))
-        out(f"{found.table()}\n{found}")
+        votes = _votes(settings)
+        batches = test_set.batches(size, train=False)
+        _print(evaluate_recursive(head, batches, None if votes is None else votes()))
         _show(head, test_set, show, flags["picture"])
     return 0
+
+
+def _votes(settings: RecursiveSettings) -> Callable[[], ArcVotes] | None:
+    """Makes the votes of an evaluation, where the settings ask for them."""
+    if not settings.evaluators:
+        return None
+    folder = (settings.data_paths_test or settings.data_paths)[0]
+    ArcVotes.load(folder)  # an error comes before the training
+    return lambda: ArcVotes.load(folder)
+
+
+def _print(found: RecursiveEvaluation) -> None:
+    out(f"{found.table()}\n{found}")
+    for name, number in found.metrics.items():
+        if name.startswith("ARC/"):
+            out(f"{name} {number:.2%}")
 
 
 def _show(head: Any, test_set: Any, count: int, picture: str | None) -> None:
