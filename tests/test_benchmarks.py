@@ -81,6 +81,7 @@ def test_the_work_of_products_and_attention():
     assert work("linear_forward", x, w, None, None, None, 0.0, None, y) == 2 * 6 * 5 * 7
     assert work("lora_forward", x, w, None, a, b, 1.0, None, h, y) == 2 * 6 * (5 * 7 + 4 * (5 + 7))
     assert work("linear_input_grad", y, w, h, a, 0, None, x) == 2 * 6 * (5 * 7 + 4 * 5)
+    assert work("linear_weight_grad", f(6, 3), f(6, 2), 0, f(3, 2)) == 2 * 6 * 3 * 2
     assert work("matmul_tn", f(6, 3), f(6, 2), 1.0, 0, f(3, 2)) == 2 * 6 * 3 * 2
     offsets = np.array([0, 3, 5], np.int32)
     q, k = f(5, 4, 8), f(5, 2, 8)

@@ -79,7 +79,7 @@ class Dense:
     def weight_grad(self, dy: Any, x: Any, total: Any) -> Any:
         """dy^T x, added to `total` if there is one."""
         dw = empty(dy.shape[1], x.shape[1], like=dy) if total is None else total
-        _core.matmul_tn(dy, x, 1.0, int(total is not None), dw)
+        _core.linear_weight_grad(dy, x, int(total is not None), dw)
         return dw
 
     def a_grad(self, x: Any, d_low_rank: list[Any]) -> list[Any]:

@@ -33,9 +33,9 @@ def set_matmul_precision(precision: str) -> None:
     """Sets the precision of products by weights: "float32" (the default), "bfloat16", "mixed" or
     "int8".
 
-    "bfloat16" holds forward and for the gradient of the input. It rounds inputs and weights once to
-    bfloat16 (8 bits) and adds their products in float32. The tile unit of some Intel Xeons
-    (`amx_bf16`) computes them where there is one. Elsewhere the process measures once which
+    "bfloat16" holds forward and for the gradient of the input; by tiles for that of weights, too.
+    It rounds inputs and weights once to bfloat16 (8 bits) and adds their products in float32. The
+    tile unit of some Intel Xeons (`amx_bf16`) computes them where there is one. Elsewhere the process measures once which
     instructions are quickest, and all processors compute the same bits, except that bfloat16
     instructions take numbers below 2^-126 as 0. The tile unit adds in another order (see "Products
     in bfloat16" in docs/fine_tuning.md). `info()` says what is used and how fast it is: with
@@ -43,10 +43,11 @@ def set_matmul_precision(precision: str) -> None:
     time than float32 on an Intel Xeon.
 
     It applies to layers of any weight format, experts, output heads and the bases of adapters.
-    These stay float32: products of up to 32 rows (4 for the gradient of the input), gradients by
-    weights, and devices. So do adapters' own matrices and attention, except by tiles: there
-    attention is bfloat16, too, unless a sequence has few queries, as in generation, and a number of
-    an adapter is the sum of two bfloat16 numbers.
+    These stay float32: products of up to 32 rows (4 for the gradient of the input), and devices. So
+    do gradients by weights, adapters' own matrices and attention, except by tiles: there the
+    gradients by layers' weights and attention are bfloat16, too, unless there are few rows or
+    outputs, or a sequence has few queries, as in generation; and a number of an adapter is the sum
+    of two bfloat16 numbers.
 
     "mixed" multiplies as "bfloat16" does. In training, decoder layers also keep in bfloat16 what
     they compute between their residual sums, for the backward pass too, in half the bytes. Residual

@@ -84,6 +84,12 @@ def backward(dy, weight, start, factor=None, accumulate=0):
     return dx
 
 
+def weight_gradient(dy, x, start=None):
+    dw = np.full((dy.shape[1], x.shape[1]), np.nan, np.float32) if start is None else start.copy()
+    _core.linear_weight_grad(dy, x, int(start is not None), dw)
+    return dw
+
+
 def check_bits(memory, rng, m, n, k):
     x, w, dy, start = normal(rng, m, k), normal(rng, n, k), normal(rng, m, n), normal(rng, m, k)
     y, dx, more = memory.new((m, n)), memory.new((m, k)), memory.put(start)
@@ -119,6 +125,47 @@ def test_the_bits_of_a_float_matrix(memory, rng, size):
 )
 def test_the_bits_of_several_blocks(memory, rng, m, n, k):
     check_bits(memory, rng, m, n, k)
+
+
+def check_weight_gradient(memory, rng, rows, outputs, inputs):
+    dy, x = memory.put(normal(rng, rows, outputs)), memory.put(normal(rng, rows, inputs))
+    dw, more = memory.new((outputs, inputs)), memory.put(normal(rng, outputs, inputs))
+    start = more.copy()
+    _core.linear_weight_grad(dy, x, 0, dw)
+    _core.linear_weight_grad(dy, x, 1, more)
+    if min(rows, outputs) > FLOAT_ROWS:
+        assert_bits(dw, oracle(rounded(dy).T, rounded(x)))
+        assert_bits(more, oracle(rounded(dy).T, rounded(x), start))
+        return
+    for got, before in ((dw, None), (more, start)):
+        want = np.zeros_like(dw) if before is None else before
+        _core.matmul_tn(dy, x, 1.0, int(before is not None), want)
+        assert got.tobytes() == want.tobytes()
+
+
+@pytest.mark.parametrize("size", EDGES)
+def test_the_bits_of_gradients_by_weights(memory, rng, size):
+    check_weight_gradient(memory, rng, FLOAT_ROWS + size, 40, 70)
+    check_weight_gradient(memory, rng, 37, FLOAT_ROWS + size, 70)
+    check_weight_gradient(memory, rng, 37, 40, size)
+    check_weight_gradient(memory, rng, size, 40, 33)
+    check_weight_gradient(memory, rng, 40, size, 33)
+
+
+@pytest.mark.parametrize(
+    ("rows", "outputs", "inputs"), [(4700, 33, 3), (35, 1100, 5), (70, 33, 1100)]
+)
+def test_gradients_by_weights_of_several_blocks(memory, rng, rows, outputs, inputs):
+    check_weight_gradient(memory, rng, rows, outputs, inputs)
+
+
+def test_gradients_by_weights_of_special_numbers(rng):
+    """Infinities, NaN and numbers below the smallest normal one are those of the other products."""
+    dy, x = tiny(rng, 40, 37), normal(rng, 40, 35)
+    dy[2, 3], dy[5, 8], x[7, 1], x[9, 2] = np.inf, np.nan, -np.inf, 3.4e38
+    want = oracle(rounded(dy).T, rounded(x))
+    assert np.isnan(want).any() and np.isinf(want).any() and np.isfinite(want).any()
+    assert_bits(weight_gradient(dy, x), want)
 
 
 @pytest.mark.parametrize("head_dim", [0, 6])
@@ -297,7 +344,7 @@ def everything(rng, m, n, k):
         _core.lora_forward(x, weight.handle, bias, a, b, 0.5, None, h, y)
         dx[...] = start
         _core.lora_input_grad(dy, weight.handle, a, b, 0.5, 1, None, dh, dx)
-        return h, y, dh, dx
+        return h, y, dh, dx, weight_gradient(dy, x)
 
     return run
 

@@ -155,6 +155,20 @@ def test_the_adapter_stays_in_float32(rng, m, n, k, precision):
     near(dx, wide(rounded(dy)) @ wide(rounded(w)) + wide(dh) @ wide(a).T, 9 * n)
 
 
+@pytest.mark.parametrize("precision", ["float32", *ANY_ORDER])
+@pytest.mark.parametrize(("rows", "outputs"), [(32, 40), (40, 32), (40, 40)])
+def test_gradients_by_weights_are_rounded_in_tiles_alone(rng, precision, rows, outputs):
+    """Not those of few rows or outputs."""
+    dy, x = normal(rng, rows, outputs), normal(rng, rows, 70)
+    want, got = (np.empty((outputs, 70), np.float32) for _ in range(2))
+    _core.set_matmul_precision(precision)
+    _core.matmul_tn(dy, x, 1.0, 0, want)
+    _core.linear_weight_grad(dy, x, 0, got)
+    same = got.tobytes() == want.tobytes()
+    assert same != ("tiles" in precision and min(rows, outputs) > 32)
+    assert (np.abs(got - want) <= 1.01 * 2.0**-8 * (np.abs(dy).T @ np.abs(x))).all()
+
+
 @pytest.mark.parametrize("precision", ANY_ORDER)
 @pytest.mark.parametrize("format", ["f32", "q4_1", "nf4"])
 def test_what_stays_float32(rng, format, precision):

@@ -113,6 +113,21 @@ pl_status KERNEL(linear_input_grad)(const pl_call *call) {
     return run_dense(&g);
 }
 
+/* dw [o, i] (+)= dy^T x, by tiles where the layer multiplies by them, and else in float32. */
+pl_status KERNEL(linear_weight_grad)(const pl_call *call) {
+    const linear_weight_grad_args args = linear_weight_grad_args_of(call);
+    const int64_t rows = PL_DIM(call, 'N'), out = PL_DIM(call, 'O'), in = PL_DIM(call, 'I');
+    const int form = out > SKINNY_M ? layer_form(rows, 0, PL_W_F32) : FLOATS;
+    return gemm_run(&(gemm){.m = out,
+                            .n = in,
+                            .k = rows,
+                            .a = {args.dy.data, out, 1, 1, args.dy.narrow},
+                            .b = act_matrix(args.x, rows, in),
+                            .accumulate = args.accumulate != 0,
+                            .form = is_amx(form) ? form : FLOATS,
+                            .c = args.dw});
+}
+
 /* dxa [n, r] = scale dy b^T; dx [n, i] (+)= dy (factor W) + dxa a^T. */
 pl_status KERNEL(lora_input_grad)(const pl_call *call) {
     const lora_input_grad_args args = lora_input_grad_args_of(call);

@@ -51,13 +51,50 @@ static void pack_a(const lhs *m, int64_t row, int rows, int mr, int64_t k0, int6
     }
 }
 
+/* `pack_a_as` of a transposed A, for tiles: AMX_SIDE depths' pairs of AMX_SIDE rows are turned at a
+ * time. */
+INLINE void pack_a_columns_as(const int form, const lhs *m, int64_t row, int rows, int64_t k0,
+                              int64_t kc, int64_t at, int64_t stride, float *dst) {
+    enum { AHEAD = 2 * AMX_SIDE }; /* depths; the hardware prefetcher stops at pages */
+    const pl_act all = {(void *)(uintptr_t)m->data, m->narrow};
+    for (int64_t k = 0; k < kc; k += 2 * AMX_SIDE)
+        for (int i = 0; i < rows; i += AMX_SIDE) {
+            float words[AMX_SIDE][AMX_SIDE], *tile = amx_row(dst, at + i, stride) + amx_word(k / 2);
+            for (int64_t w = 0; w < AMX_SIDE; w++) {
+                const int64_t depth = k + 2 * w;
+                const pl_act even = act_at(all, (k0 + depth) * m->stride + row),
+                             odd = act_at(even, m->stride);
+                for (int64_t ahead = depth + AHEAD; ahead < at_most(depth + AHEAD + 2, kc); ahead++)
+                    __builtin_prefetch(act_at(all, (k0 + ahead) * m->stride + row + i).data);
+                for (int l = 0; l < AMX_SIDE; l += LANES) {
+                    const int64_t n = at_least(at_most(rows - i - l, LANES), 0);
+                    const vf x = depth < kc ? act_load(even, i + l, n) : vf_set1(0),
+                             y = depth + 1 < kc ? act_load(odd, i + l, n) : vf_set1(0);
+                    vf_store(words[w] + l, (vf)pair_of(x, y, form));
+                }
+            }
+            for (int w = 0; w < AMX_SIDE; w += LANES)
+                for (int l = 0; l < AMX_SIDE; l += LANES) {
+                    const float *source[LANES];
+                    vf v[LANES];
+                    for (int j = 0; j < LANES; j++) source[j] = words[w + j];
+                    load_transposed(source, l, v);
+                    for (int j = 0; j < LANES; j++) vf_store(tile + (l + j) * AMX_SIDE + w, v[j]);
+                }
+        }
+}
+
 /* Rows [row, row + rows) of A, columns [k0, k0 + kc), as words of pairs: rows [at, at + rows) of
- * the packed block `dst`. A is neither transposed nor has it a factor.
+ * the packed block `dst`. A has no factor, and is transposed for tiles alone.
  * Pairs: `stride` words from row to row; a multiple of LANES is written of each. Rows from there
  * to MR are 0. AMX: tiles of 16 rows, `stride` words of each row in all. */
 INLINE void pack_a_as(const int form, const lhs *m, int64_t row, int rows, int64_t k0, int64_t kc,
                       int64_t at, int64_t stride, float *dst) {
     const int64_t words = words_of(form, kc);
+    if (is_amx(form) && m->transposed) {
+        pack_a_columns_as(form, m, row, rows, k0, kc, at, stride, dst);
+        return;
+    }
     for (int i = 0; i < (is_amx(form) ? rows : MR); i++) {
         const pl_act all = {(void *)(uintptr_t)m->data, m->narrow},
                      a = act_at(all, (row + i) * m->stride + k0);

@@ -279,6 +279,23 @@ int pl_cl_launch_experts_lora_input_grad(const pl_cl_operation *o) {
     return run_rows(o, &l, 1);
 }
 
+/* dw [out, in] = alpha dy^T x. */
+static pl_cl_gemm weight_grad_product(int64_t out, int64_t in, int64_t rows, pl_cl_place dy,
+                                      pl_cl_place x, double alpha, pl_cl_place dw) {
+    pl_cl_gemm g = float_product(out, in, rows, dy, x, 0, alpha, dw);
+    g.a_row_step = 1;
+    g.a_k_step = out;
+    return g;
+}
+int pl_cl_launch_linear_weight_grad(const pl_cl_operation *o) {
+    const linear_weight_grad_args args = linear_weight_grad_args_of(o->call);
+    const linear_weight_grad_places to = linear_weight_grad_places_of(o);
+    pl_cl_gemm g = weight_grad_product(PL_DIM(o->call, 'O'), PL_DIM(o->call, 'I'),
+                                       PL_DIM(o->call, 'N'), to.dy, to.x, 1, to.dw);
+    g.accumulate = args.accumulate != 0;
+    return pl_cl_gemm_run(o, &g);
+}
+
 /* dw[e] = alpha dy^T x over the rows of the expert. */
 int pl_cl_launch_experts_weight_grad(const pl_cl_operation *o) {
     const experts_weight_grad_args args = experts_weight_grad_args_of(o->call);
@@ -287,10 +304,8 @@ int pl_cl_launch_experts_weight_grad(const pl_cl_operation *o) {
     for (int64_t e = 0; e < PL_DIM(o->call, 'E'); e++) {
         int64_t begin = args.offsets[e], rows = args.offsets[e + 1] - begin;
         pl_cl_gemm g =
-            float_product(out, in, rows, at(to.dy, begin * out, 4), at(to.x, begin * in, 4), 0,
-                          args.alpha, at(to.dw, e * out * in, 4));
-        g.a_row_step = 1;
-        g.a_k_step = out;
+            weight_grad_product(out, in, rows, at(to.dy, begin * out, 4), at(to.x, begin * in, 4),
+                                args.alpha, at(to.dw, e * out * in, 4));
         if (pl_cl_gemm_run(o, &g)) return 1;
     }
     return 0;
