@@ -244,8 +244,12 @@ def test_gradients_are_those_of_float32_within_the_rounding(
             assert got.tobytes() == want.tobytes()
 
 
-def test_heads_and_trained_weights():
-    """A head's loss follows the setting; a float32 weight's gradient stays float32."""
+@pytest.mark.parametrize("order", ["portable", "tiles"])
+def test_heads_and_trained_weights(order, monkeypatch):
+    """A head's loss follows the setting, and in tiles a float32 weight's gradient; else this stays
+    float32.
+    """
+    monkeypatch.setenv("PYLOSS_BF16", order)
     hidden, weight, labels = normal(40, 64), normal(300, 64), np.arange(40, dtype=np.int32)
     exact = float(pyloss.linear_cross_entropy(hidden, weight, labels).mean())
 
@@ -257,5 +261,7 @@ def test_heads_and_trained_weights():
     before = by_weight()
     with matmul_precision("bfloat16"):
         rounded = float(pyloss.linear_cross_entropy(hidden, weight, labels).mean())
-        assert by_weight().tobytes() == before.tobytes()
+        after = by_weight()
+    assert (after.tobytes() == before.tobytes()) == (order == "portable")
+    assert np.linalg.norm(after - before) <= 2.0**-8 * np.linalg.norm(before)
     assert 0 < abs(rounded - exact) < 2.0**-8 * exact
