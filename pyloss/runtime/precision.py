@@ -35,12 +35,12 @@ def set_matmul_precision(precision: str) -> None:
 
     "bfloat16" holds forward and for the gradient of the input; by tiles for that of weights, too.
     It rounds inputs and weights once to bfloat16 (8 bits) and adds their products in float32. The
-    tile unit of some Intel Xeons (`amx_bf16`) computes them where there is one. Elsewhere the process measures once which
-    instructions are quickest, and all processors compute the same bits, except that bfloat16
-    instructions take numbers below 2^-126 as 0. The tile unit adds in another order (see "Products
-    in bfloat16" in docs/fine_tuning.md). `info()` says what is used and how fast it is: with
-    `avx512_bf16`, products took about half the time of float32 on an AMD EPYC (Zen 4), and more
-    time than float32 on an Intel Xeon.
+    tile unit of some Intel Xeons (`amx_bf16`) computes them where there is one. Elsewhere the
+    process measures once which instructions are quickest, and all processors compute the same bits,
+    except that bfloat16 instructions take numbers below 2^-126 as 0. The tile unit adds in another
+    order (see "Products in bfloat16" in docs/fine_tuning.md). `info()` says what is used and how
+    fast it is: with `avx512_bf16`, products took about half the time of float32 on an AMD EPYC (Zen
+    4), and more time than float32 on an Intel Xeon.
 
     It applies to layers of any weight format, experts, output heads and the bases of adapters.
     These stay float32: products of up to 32 rows (4 for the gradient of the input), and devices. So
