@@ -12,6 +12,7 @@ from pyloss.distributed.group import Group
 from pyloss.distributed.launcher import launch
 from pyloss.io.console import be_piped
 
+#: What `init` takes: MPI under a launcher, no MPI, or MPI whatever the environment says.
 BACKENDS = ("auto", "off", "mpi")
 
 _group: Group | None = None

@@ -30,6 +30,7 @@ class Difference:
 
     @property
     def difference(self) -> float:
+        """score - base."""
         return self.score - self.base
 
 

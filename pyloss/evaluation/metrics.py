@@ -83,7 +83,7 @@ def _words(text: str) -> list[str]:
 
 #: Metrics of the data's target tokens.
 LOSS_METRICS = ("loss", "perplexity")
-#: Metrics of a generated answer.
+#: Metrics of a generated answer: functions of answer and reference, which give 0 to 1.
 ANSWER_METRICS: dict[str, Callable[[str, str], float]] = {
     "exact-match": exact_match,
     "contains": contains,
@@ -92,6 +92,7 @@ ANSWER_METRICS: dict[str, Callable[[str, str], float]] = {
 }
 #: Metrics that are 0 or 1, so that they can be counted.
 COUNTED = ("exact-match", "contains", "json")
+#: All metrics that `measure` takes.
 METRICS = (*LOSS_METRICS, *ANSWER_METRICS)
 
 

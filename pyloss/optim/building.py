@@ -16,6 +16,7 @@ from pyloss.optim.optimizer import Optimizer
 from pyloss.optim.schedules import Schedule
 from pyloss.optim.sgd import SGD
 
+#: Optimizers by their names in settings.
 OPTIMIZERS: dict[str, type[Optimizer]] = {
     "adam": Adam,
     "adamw": AdamW,

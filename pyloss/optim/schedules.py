@@ -9,6 +9,7 @@ from typing import Any
 
 from pyloss.checks.numbers import real, shown, whole
 
+#: A learning rate by the number of updates made so far: a function of an int that returns a float.
 Schedule = Callable[[int], float]
 
 
@@ -88,6 +89,7 @@ class WarmUp:
         return self._schedule(step)
 
 
+#: Schedules by their names in settings.
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "cosine_decay": cosine_decay,
     "exponential_decay": exponential_decay,

@@ -121,6 +121,7 @@ class RecursiveConfig:
 
     @property
     def head_dim(self) -> int:
+        """The size of an attention head."""
         return self.hidden_size // self.num_heads
 
     @property

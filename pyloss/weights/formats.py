@@ -49,7 +49,7 @@ _IQ4 = np.array(
 )
 _E2M1 = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float32)
 
-#: the core's table, csrc/formats.def
+#: Formats of stored weights by their keys; the core's table, csrc/formats.def.
 FORMATS: dict[str, Format] = {
     name.lower(): Format(code, elements, bytes, encodes=name.lower() not in _READ_ONLY, bits=bits)
     for code, (name, elements, bytes, bits) in enumerate(_core.formats())

@@ -314,21 +314,26 @@ class ConcatenatedDataset(ShownDataset):
         return {**self._data[number][index], "_dataset": number}
 
     def sample(self, idx: int) -> Sample:
+        """The tokens and weights of record `idx`."""
         number, index = self._find(idx)
         return _sample_of(self._data[number], index)
 
     def conversation(self, idx: int) -> Any:
+        """The messages of record `idx`, and its tools or None; ValueError for plain text."""
         number, index = self._find(idx)
         return self._data[number].conversation(index)
 
     def where(self, idx: int) -> str:
+        """The origin of record `idx`, for error messages."""
         number, index = self._find(idx)
         return str(self._data[number].where(index))
 
     def process(self, d: Record) -> Any:
+        """`(tokens, offset)` of an item of this dataset, as in mlx-lm."""
         return self._data[d["_dataset"]].process(d)
 
     def system_prompt(self) -> str | None:
+        """The system prompt at the start of every record; None if they do not share one."""
         return _shared(_prompt_of(part) for part in self._data if len(part))
 
 
@@ -370,6 +375,7 @@ class CacheDataset(ShownDataset):
         return kept
 
     def sample(self, idx: int) -> Sample:
+        """The tokens and weights of record `idx`; tokenized at the first call."""
         tokens, weights = self._arrays(idx)
         return Sample(tokens.tolist(), weights)
 
@@ -377,15 +383,19 @@ class CacheDataset(ShownDataset):
         return _as_offset(self.sample(idx))
 
     def conversation(self, idx: int) -> Any:
+        """The messages of record `idx`, and its tools or None; ValueError for plain text."""
         return self._data.conversation(idx)
 
     def where(self, idx: int) -> str:
+        """The origin of record `idx`, for error messages."""
         return str(self._data.where(idx))
 
     def itemlen(self, idx: int) -> int:
+        """The number of tokens of record `idx`; tokenized at the first call."""
         return len(self._arrays(idx)[0])
 
     def system_prompt(self) -> str | None:
+        """The system prompt at the start of every record; None if they do not share one."""
         return _prompt_of(self._data)
 
 
