@@ -19,8 +19,8 @@ CORE := setup.py pyproject.toml $(shell find csrc -type f -not -name '*.pyc')
 C_FILES := $(filter %.c %.h,$(CORE))
 TABLES := $(filter %.def %.cl,$(CORE))
 
-.PHONY: help demo demo-distill demo-recursive test test-all readme parity lint sanitized
-.PHONY: sanitize fuzz
+.PHONY: help demo demo-distill demo-recursive test test-all docs readme parity lint
+.PHONY: sanitized sanitize fuzz
 .PHONY: fuzz-sanitize bench bench-train bench-losses bench-distill bench-opencl bench-scaling \
     bench-families bench-tape bench-optimizers bench-quantize bench-distributed bench-mlx \
     bench-recursive clean
@@ -32,6 +32,7 @@ help:
 	@echo 'make test           set up .venv and run a choice of the tests;'
 	@echo '                    TESTS=tests/test_nn.py runs all of one file'
 	@echo 'make test-all       run every test; installs PyTorch, mlx-lm, ... to compare with'
+	@echo 'make docs           build the documentation site, build/docs'
 	@echo 'make readme         run every command of the README on the real model (15 minutes)'
 	@echo 'make parity         install PyTorch, transformers, PEFT and mlx-lm, and compare with them'
 	@echo 'make lint           ruff, mypy, clang-format, line lengths, C with warnings as errors'
@@ -76,8 +77,14 @@ test: $(VENV)/done-install $(VENV)/done-test $(VENV)/done-model
 	$(PYTEST) $(if $(filter tests,$(TESTS)),--each-value) $(TESTS)
 
 test-all: $(VENV)/done-install $(VENV)/done-test $(VENV)/done-model
-test-all: $(VENV)/done-parity $(VENV)/done-hub
+test-all: $(VENV)/done-parity $(VENV)/done-hub $(VENV)/done-docs
 	$(PYTEST) -n 3 --no-loadscope-reorder -m '' $(if $(filter tests,$(TESTS)),--each-pair) $(TESTS)
+
+# Strict: a broken link and a name without a target are errors. PYLOSS_REPOSITORY is the address that
+# links to files outside of the pages get.
+docs: $(VENV)/done-install $(VENV)/done-docs
+	$(BIN)/python -m sphinx -q -b html -n -W --keep-going -d build/docs-trees docs build/docs
+	@echo 'build/docs/index.html'
 
 readme: $(VENV)/done-install $(VENV)/done-test $(VENV)/done-model
 	PYLOSS_README=1 $(BIN)/pytest -q -m slow tests/test_readme.py
@@ -221,7 +228,7 @@ EXTRA = import re, importlib.metadata as m; \
         if "extra == \"$*\"" in r and not r.startswith("pyloss")]; \
     print(*(re.sub(r"(;| and) extra == .*", "", r) for r in found), sep="\n")
 
-EXTRAS := $(addprefix $(VENV)/done-,test parity hub bench lint)
+EXTRAS := $(addprefix $(VENV)/done-,test parity hub bench lint docs)
 $(EXTRAS): $(VENV)/done-%: pyproject.toml | $(VENV)/done-install
 	@echo 'Installing what $* needs'
 	@$(BIN)/python -c '$(EXTRA)' > $(VENV)/require-$*.txt

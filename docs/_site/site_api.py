@@ -63,7 +63,7 @@ def public_api(modules: tuple[str, ...] = (*MODULES, *PLAIN)) -> dict[str, tuple
     for place, name, value in _all_names(modules):
         if not isinstance(value, types.ModuleType):
             known = next((n for n, (_, _, v) in found.items() if v is value), None)
-            if known is None or _is_constant(value):
+            if known is None or is_constant(value):
                 found[f"{place}.{name}"] = (place, name, value)
     return found
 
@@ -81,7 +81,8 @@ def constant_comment(place: str, name: str) -> str:
     return ""
 
 
-def _is_constant(value: Any) -> bool:
+def is_constant(value: Any) -> bool:
+    """Whether a public value is described by a comment: it has no docstring of its own."""
     return not (inspect.isclass(value) or inspect.isroutine(value))
 
 
