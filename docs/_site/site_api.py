@@ -103,7 +103,7 @@ class Api:
         self.defined = {
             f"{value.__module__}.{value.__qualname__}": full
             for full, (_, _, value) in self.documented.items()
-            if hasattr(value, "__qualname__")
+            if not is_constant(value)
         }
         short: dict[str, list[str]] = {}
         for full, (_, name, value) in self.documented.items():

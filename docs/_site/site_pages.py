@@ -4,7 +4,8 @@ While a page is read,
 - `<!-- site: commands -->`, `settings`, `api MODULE` and `file PATH` become what they name,
 - links to files outside of the pages become links to the repository, if its address is known by
   the environment's PYLOSS_REPOSITORY, and text if not; a link to a missing file is a warning,
-- the lists of links on the first page also become the tables of contents.
+- the lists of links on the first page also become the tables of contents,
+- sentences for readers on GitHub (`On the site, this page has ...`) are left out.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from docutils import nodes
 from site_api import Api
 from site_commands import commands_page
 from site_llms import write_llms
@@ -25,20 +27,12 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 DOCS = REPOSITORY / "docs"
 MARKER = re.compile(r"^<!-- site: (\w+) ?(\S*) -->$", re.MULTILINE)
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
-CODE = re.compile(r"^( *)(`{3,}).*?^\1\2`*$|`[^`\n]+`", re.MULTILINE | re.DOTALL)
+#: what readers on GitHub are told in the place of a marker
+NOTE = re.compile(r"^On the site, this page has .*\n\n", re.MULTILINE)
 #: files of the repository that a page shows in full
 SHOWN = {"CHANGELOG.md": "changes.md", "CONTRIBUTING.md": "contributing.md"}
 
 log = logging.getLogger(__name__)
-
-
-def outside_code(text: str, change: Any) -> str:
-    """Return the text with `change` applied to what is not code."""
-    parts, begin = [], 0
-    for match in CODE.finditer(text):
-        parts += [change(text[begin : match.start()]), match[0]]
-        begin = match.end()
-    return "".join([*parts, change(text[begin:])])
 
 
 def linked(text: str, folder: Path, page: str) -> str:
@@ -61,7 +55,7 @@ def linked(text: str, folder: Path, page: str) -> str:
         kind = "tree" if found.is_dir() else "blob"
         return f"[{words}]({address}/{kind}/main/{name}{anchor})" if address else words
 
-    # A link's words may be code, so that the line is looked at as a whole where it is no block.
+    # Fenced blocks are left alone; inline code is not, since a link's words may be code.
     pieces = re.split(r"(^ *```.*?^ *```$)", text, flags=re.MULTILINE | re.DOTALL)
     return "".join(LINK.sub(target, p) if i % 2 == 0 else p for i, p in enumerate(pieces))
 
@@ -78,6 +72,13 @@ def tables_of_contents(text: str) -> str:
     return "\n" + "\n".join(trees)
 
 
+def dashes(app: Any, tree: nodes.document) -> None:
+    """Sphinx writes a dash between a parameter and its description as " -- "."""
+    for text in list(tree.findall(nodes.Text)):
+        if text.startswith(" -- "):
+            text.parent.replace(text, nodes.Text(" \u2013 " + text[4:]))
+
+
 class Pages:
     """What the build knows while it reads and writes the pages."""
 
@@ -87,7 +88,7 @@ class Pages:
     def source_read(self, app: Any, name: str, content: list[str]) -> None:
         page = f"{name}.md"
         folder = (DOCS / page).parent
-        text = linked(content[0], folder, page)
+        text = linked(NOTE.sub("", content[0]), folder, page)
         if name == "index":
             text += tables_of_contents(text)
         content[0] = MARKER.sub(lambda match: self.written(match, page), text)
@@ -116,6 +117,7 @@ def setup(app: Any) -> dict[str, Any]:
     app.connect("source-read", pages.source_read)
     # Before napoleon, which turns sections of docstrings into fields.
     app.connect("autodoc-process-docstring", pages.api.docstring, priority=400)
+    app.connect("doctree-read", dashes)
     app.connect("missing-reference", pages.api.reference)
     app.connect("build-finished", write_llms)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -65,7 +65,11 @@ def settings_page() -> str:
 
 
 def _table(schema: Mapping[str, Key], flag: Any, defaults: Mapping[str, Any]) -> str:
-    lines = ["| key | allowed | default | flag |", "| --- | --- | --- | --- |"]
+    lines = [
+        "```{rst-class} keys\n```\n",
+        "| key | allowed | default | flag |",
+        "| --- | --- | --- | --- |",
+    ]
     for name, key in schema.items():
         action = flag(name)
         default = defaults.get(name, key.default)
@@ -78,13 +82,9 @@ def _table(schema: Mapping[str, Key], flag: Any, defaults: Mapping[str, Any]) ->
 
 
 def _default(value: Any) -> str:
-    return (
-        ""
-        if value is None or value == {}
-        else f"`{str(value).lower()}`"
-        if isinstance(value, bool)
-        else f"`{value}`"
-    )
+    if value is None or isinstance(value, Mapping):  # a mapping's keys have a table of their own
+        return ""
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
 def _cell(text: str) -> str:
