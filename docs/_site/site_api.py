@@ -27,6 +27,7 @@ MODULES = (
     "pyloss.distillation.stored",
     "pyloss.distributed",
     "pyloss.recursive",
+    "pyloss.recursive.data",
     "pyloss.weights",
     "pyloss.losses",
     "pyloss.autograd",
