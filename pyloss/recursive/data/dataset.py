@@ -136,14 +136,17 @@ class PuzzleDataset:
 
     @property
     def total_groups(self) -> int:
+        """The number of groups: puzzles that are one another's augmentations."""
         return len(self.group_indices) - 1
 
     @property
     def total_puzzles(self) -> int:
+        """The number of puzzles, each with one example or several."""
         return len(self.puzzle_indices) - 1
 
     @property
     def mean_puzzle_examples(self) -> float:
+        """Examples for each puzzle, in the mean."""
         return len(self) / self.total_puzzles
 
     @property
