@@ -106,6 +106,11 @@ class Api:
             for full, (_, _, value) in self.documented.items()
             if not is_constant(value)
         }
+        #: the places that document names of a module of the code
+        self.places: dict[str, set[str]] = {}
+        for place, _, value in self.documented.values():
+            if not is_constant(value):
+                self.places.setdefault(value.__module__, set()).add(place)
         short: dict[str, list[str]] = {}
         for full, (_, name, value) in self.documented.items():
             # Names that could be a parameter's are no references.
@@ -173,6 +178,18 @@ class Api:
         if full is None or name in parameters:
             return f"``{code}``"
         return f":py:obj:`{name} <{full}>`"
+
+    def anchors(self, app: Any, tree: Any) -> None:
+        """Called by Sphinx for a page: adds the anchors that the pages of the code link to.
+
+        These name all objects of a file by one of the modules that document some of them.
+        """
+        for node in tree.findall(lambda node: "fullname" in getattr(node, "attributes", ())):
+            place, name = node.get("module"), node["fullname"]
+            found = self.documented.get(f"{place}.{name.partition('.')[0]}")
+            if found and not is_constant(found[2]):
+                others = self.places[found[2].__module__] - {place}
+                node["ids"] += [f"{other}.{name}" for other in sorted(others)]
 
     def reference(self, app: Any, env: Any, node: Any, contnode: Any) -> Any:
         """Called by Sphinx for a name without a target, such as an annotation's."""

@@ -118,6 +118,7 @@ def setup(app: Any) -> dict[str, Any]:
     # Before napoleon, which turns sections of docstrings into fields.
     app.connect("autodoc-process-docstring", pages.api.docstring, priority=400)
     app.connect("doctree-read", dashes)
+    app.connect("doctree-read", pages.api.anchors)
     app.connect("missing-reference", pages.api.reference)
     app.connect("build-finished", write_llms)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
