@@ -23,19 +23,20 @@ from pyloss import _core
 
 PROGRAMS = HERE.parent / "csrc" / "opencl" / "programs"
 SLOWEST = 8
+#: (program, options, from the cache, seconds, the compiler's remarks)
+Build = tuple[str, str, bool, float, str | None]
 
 
-def limits(device: str) -> str:
+def limits(device: str) -> Iterator[str]:
     """A line for each property."""
     found, reason = _core.opencl_devices()
     number = int(device.partition(":")[2])
     if number >= len(found):
         sys.exit(f"no device {device}: " + (reason or f"there are {len(found)} devices"))
-    lines = [f"{len(found)} OpenCL device(s); {device}:"]
+    yield f"{len(found)} OpenCL device(s); {device}:"
     for name, value in found[number].items():
         size = f" ({value / 2**30:.1f} GiB)" if isinstance(value, int) and value >= 2**30 else ""
-        lines.append(f"  {name:16s} {value}{size}")
-    return "\n".join(lines)
+        yield f"  {name:16s} {value}{size}"
 
 
 def stems() -> list[str]:
@@ -89,7 +90,7 @@ def step(shape: str, format: str, device: str) -> float:
     return train(np.zeros((2, 17), np.int32), np.array([[0, 17]] * 2, np.int32))
 
 
-def build(device: str) -> list[tuple[str, str, bool, float, str | None]]:
+def build(device: str) -> list[Build]:
     """Makes the calls; the programs that they needed."""
     _core.opencl_profile(True)
     for call in calls(device):
@@ -97,18 +98,24 @@ def build(device: str) -> list[tuple[str, str, bool, float, str | None]]:
     return _core.opencl_profile(False)[1]
 
 
-def programs(device: str) -> str:
-    """Tables of the builds in two processes."""
+def programs(device: str) -> Iterator[str]:
+    """The builds of a process with empty caches, then of the next one."""
     with tempfile.TemporaryDirectory() as folder:
         caches = {variable: f"{folder}/{variable}" for variable in KERNEL_CACHES}
-        cold, warm = (run_json("opencl_check.py", "build", device, **caches) for _ in range(2))
+        yield compiled(run_json("opencl_check.py", "build", device, **caches))
+        warm = run_json("opencl_check.py", "build", device, **caches)
+    yield (
+        f"\nthe next process read {sum(row[2] for row in warm)} of {len(warm)} programs from the "
+        f"cache; all took {sum(row[3] for row in warm):.2f} s"
+    )
+
+
+def compiled(cold: list[Build]) -> str:
+    """Times of builds by file, the slowest ones, and the compiler's remarks."""
     missing = set(stems()) - {name for name, *_ in cold}
-    seconds = [sum(row[3] for row in builds) for builds in (cold, warm)]
-    cached = sum(row[2] for row in warm)
     lines = [
         f"{len(cold)} programs from {len(stems()) - len(missing)} of {len(stems())} files, "
-        f"compiled in {seconds[0]:.2f} s; the next process took {seconds[1]:.2f} s and read "
-        f"{cached} of them from the cache",
+        f"compiled in {sum(row[3] for row in cold):.2f} s",
         f"files without a built program: {', '.join(sorted(missing)) or 'none'}",
     ]
     count, total = Counter(row[0] for row in cold), Counter[str]()
@@ -128,7 +135,8 @@ def main(command: str, device: str) -> None:
     if command == "build":
         print(json.dumps(build(device)))
     else:
-        print({"limits": limits, "programs": programs}[command](device))
+        for text in {"limits": limits, "programs": programs}[command](device):
+            print(text, flush=True)
 
 
 if __name__ == "__main__":

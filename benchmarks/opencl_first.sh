@@ -12,9 +12,9 @@
 #   5-profile.txt  a LoRA step by kernel, from OpenCL's events
 #   summary.txt    how each command ended, and the tables; also printed
 #
-# --quick runs the same commands at small sizes, to try the script on a processor with PoCL (two
-# minutes on two idle cores). The core must have been built before, and nothing is downloaded: a
-# part says what is missing, and the next one runs.
+# --quick runs the same commands at small sizes, to try the script on a processor with PoCL (some
+# minutes on two cores, most of them for compiling). The core must have been built before, and
+# nothing is downloaded: a part says what is missing, and the next one runs.
 #
 #   PYTHON           the interpreter (.venv/bin/python where that is there, else python3)
 #   DEVICE           opencl:<number> (opencl:0)
@@ -77,6 +77,9 @@ run() {
     return "$code"
 }
 
+# A time limit: the first, or with --quick the second, since a processor compiles slowly.
+limit() { [ -n "$quick" ] && echo "$2" || echo "$1"; }
+
 has() { "$python" -c "import importlib.util as u, sys; sys.exit(u.find_spec('$1') is None)"; }
 
 summary() {
@@ -111,7 +114,7 @@ if ! run 1-device 30 "limits" "$python" benchmarks/opencl_check.py limits "$devi
     echo "No device $device: nothing else can run." | tee -a "$out/ends"
     exit 1
 fi
-run 1-device 60 "programs" "$python" benchmarks/opencl_check.py programs "$device"
+run 1-device "$(limit 60 240)" "programs" "$python" benchmarks/opencl_check.py programs "$device"
 
 # ---- 2. tests; after Ctrl-C pytest still says what it has found
 signal=INT
@@ -119,9 +122,11 @@ processes=$(($(nproc) / 2 < 8 ? $(nproc) / 2 : 8))
 if has pytest; then
     spread=()
     [ "$processes" -gt 1 ] && has xdist && spread=(-n "$processes")
-    OPENCL_VARIANTS=${quick:+1} run 2-tests $([ -n "$quick" ] && echo 45 || echo 180) "tests" \
+    tests=(tests/csrc tests/opencl)
+    [ -n "$quick" ] && tests=(tests/csrc/test_layers.py tests/csrc/test_matmul.py)
+    OPENCL_VARIANTS=${quick:+1} run 2-tests "$(limit 180 60)" "tests" \
         "$python" -m pytest -q -rfE --tb=short -p no:cacheprovider -p opencl_selection \
-        "${spread[@]}" tests/csrc tests/opencl
+        "${spread[@]}" "${tests[@]}"
 else
     echo "tests: missing: pytest" | tee -a "$out/ends"
 fi
@@ -132,7 +137,7 @@ signal=TERM
 sizes=$([ -n "$quick" ] && echo small || echo gpu)
 table() { run "$1" "$2" "$3" "$python" benchmarks/opencl.py --device "$device" --sizes "$sizes" \
     --quick --only "$3"; }
-table 3-tables 60 losses
+table 3-tables "$(limit 60 120)" losses
 table 3-tables 45 products
 table 3-tables 75 steps
 table 4-peers 100 peers
