@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import platform
-import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pyloss
 from pyloss.evaluation import Difference, Evaluation, compare, measure
 from pyloss.evaluation.metrics import LOSS_METRICS
 from pyloss.models.text.chat_forms import as_text
 from pyloss.reports.changes import Change, changes
+from pyloss.reports.machine import machine
 from pyloss.tuner.adapters.full import is_full
 from pyloss.tuner.adapters.layout import adapter_place
 from pyloss.tuner.adapters.switching import AdapterSwitch
@@ -76,24 +74,6 @@ def of_folder(adapter: str) -> Findings:
     if not found.rows:
         found.notes.append("There are no curves: the folder has no metrics.jsonl.")
     return found
-
-
-def machine() -> dict[str, str]:
-    """The machine and the versions, for people."""
-    info = pyloss.info()
-    name = platform.processor() or platform.machine()
-    with suppress(OSError, StopIteration), open("/proc/cpuinfo", encoding="utf-8") as lines:
-        line = next(line for line in lines if line.startswith("model name"))
-        name = line.partition(":")[2].strip()
-    return {
-        "processor": name,
-        "threads": str(info["threads"]),
-        "instruction set": str(info["isa"]),
-        "system": f"{platform.system()} {platform.machine()}",
-        "pyloss": str(info["version"]),
-        "Python, NumPy": f"{platform.python_version()}, {info['numpy']}",
-        "made": time.strftime("%Y-%m-%d %H:%M"),
-    }
 
 
 def add_data(found: Findings, sets: Mapping[str, Any], max_seq_length: int) -> None:

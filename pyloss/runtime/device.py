@@ -18,6 +18,7 @@ import numpy as np
 from pyloss import _core
 from pyloss.checks.arrays import as_array
 from pyloss.errors import DeviceError
+from pyloss.runtime.memory import total_memory
 
 _KINDS = {"f8": "f64", "f4": "f32", "f2": "f16", "i8": "i64", "i4": "i32", "i2": "i16", "i1": "i8"}
 _KINDS |= {"u8": "u64", "u4": "u32", "u2": "u16", "u1": "u8", "b1": "bool"}
@@ -46,8 +47,7 @@ class Device:
 
 
 def _host() -> Device:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Device("cpu", f"C kernels ({_core.isa()})", "", "cpu", memory, True)
+    return Device("cpu", f"C kernels ({_core.isa()})", "", "cpu", total_memory() or 0, True)
 
 
 def devices() -> list[Device]:

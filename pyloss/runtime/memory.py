@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 
@@ -20,6 +21,14 @@ def peak_memory() -> int:
 def mapped_memory() -> int:
     """Return the resident bytes of mapped files, which processes share; 0 where not known."""
     return _listed("/proc/self/status", "RssFile") or 0
+
+
+def total_memory() -> int | None:
+    """Return the memory of the machine in bytes; None where it is not known."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        return None
 
 
 def free_memory() -> int | None:

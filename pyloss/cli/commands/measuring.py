@@ -126,6 +126,14 @@ def _tokens(speed: float) -> str:
 
 def info(flags: Flags) -> int:
     """`pyloss info`: prints version, instruction set, threads and devices, or describes a model."""
+    if flags["report"]:
+        from pyloss.reports.machine import report
+
+        if flags["model"]:
+            raise ValueError("--report is about this machine: leave out MODEL")
+        for line in report():
+            out(line)
+        return 0
     if flags["model"]:
         from pyloss.describing import describe_model
 

@@ -77,7 +77,7 @@ def info_parser(commands: Any) -> None:
         commands,
         "info",
         "version, processor and threads in use; or what a model is",
-        "[MODEL]",
+        "[MODEL | --report]",
         description="""Print the version, the processor, threads and devices. With MODEL, print its
 family, layers, formats and sizes, its chat template's features, and the memory of LoRA.
 A model that pyloss does not support is refused with the part that is missing.""",
@@ -87,4 +87,10 @@ A model that pyloss does not support is refused with the part that is missing.""
         nargs="?",
         metavar="MODEL",
         help="folder, .gguf file, known name, or a config.json alone",
+    )
+    parser.add_argument(
+        "--report",
+        action="store_true",
+        help="print what a report of an error needs: versions, processor, features, memory and "
+        "packages, without names of people or computers and without paths",
     )
