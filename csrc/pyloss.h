@@ -11,6 +11,11 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error pyloss needs a little-endian processor: the weights in files are mapped as they stand
+#endif
+_Static_assert(sizeof(void *) == 8, "pyloss needs a 64-bit processor and compiler");
+
 typedef enum { PL_OK = 0, PL_NO_MEMORY = 1 } pl_status;
 
 /* The formats of stored matrices: the lines of formats.def, by number. */
@@ -150,11 +155,11 @@ extern const pl_table pl_table_avx2;
 extern const pl_table pl_table_avx512;
 #endif
 
+/* core/os_*.c: how many processors this process may use, by its affinity and cgroup quota. */
+int pl_cpu_count(void);
 /* core/cpu.c: the tables that this processor and operating system can run, the fastest last; NULL
  * past the end. */
 const pl_table *pl_table_at(int index);
-/* How many processors this process may use, by its affinity and cgroup quota. */
-int pl_cpu_count(void);
 /* Whether the processor has instructions for dots of bfloat16 pairs (avx512_bf16). */
 int pl_has_bf16_dots(void);
 /* Whether the processor has instructions for dots of bytes: avx512_vnni, else avx_vnni. */
@@ -221,7 +226,7 @@ typedef struct {
 } pl_pieces;
 pl_pieces pl_latest_pieces(void);
 
-/* core/clock.c. A time that only grows, for differences. */
+/* core/os_*.c. A time that only grows, for differences. */
 int64_t pl_nanoseconds(void);
 
 /* core/buffers.c. 64-byte aligned memory. Released buffers are kept for reuse, so that training

@@ -2,12 +2,8 @@
  * power of two) and serves the next request of that class. If buffers in use and cached exceed the
  * peak in use and a margin, the longest unused are freed first. Large buffers are mapped: a heap
  * would not return their memory to the system. */
-#define _GNU_SOURCE
 #include "../pyloss.h"
-
-#include <pthread.h>
-#include <stdlib.h>
-#include <sys/mman.h>
+#include "os.h"
 
 #ifdef __SANITIZE_ADDRESS__ /* the sanitizer checks only the heap */
 enum { MAPPED = 1 << 30 };
@@ -26,11 +22,11 @@ typedef struct header {
 _Static_assert(sizeof(header) <= ALIGN, "the header takes one alignment unit before the data");
 
 static struct {
-    pthread_mutex_t lock;
+    pl_mutex lock;
     header *free[CLASSES];
     header *oldest, *newest;
     pl_buffer_stats stats;
-} pool = {.lock = PTHREAD_MUTEX_INITIALIZER};
+} pool = {.lock = PL_MUTEX};
 
 /* The class of a size; *rounded is the size of every buffer of the class. */
 static int size_class(size_t bytes, size_t *rounded) {
@@ -51,39 +47,24 @@ static size_t total_bytes(size_t size, size_t *align) {
 
 static header *allocate(size_t size) {
     size_t align, bytes = total_bytes(size, &align);
-    if (size < MAPPED) return aligned_alloc(align, bytes);
-    size_t spare = align == HUGE_PAGE ? HUGE_PAGE : 0;
-    char *p = mmap(NULL, bytes + spare, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (p == MAP_FAILED) return NULL;
-    if (spare) {
-        size_t before = -(uintptr_t)p & (HUGE_PAGE - 1);
-        if (before) munmap(p, before);
-        if (before < spare) munmap(p + before + bytes, spare - before);
-        p += before;
-#ifdef MADV_HUGEPAGE
-        /* Whole huge pages only: a last one would become resident for a few bytes. */
-        madvise(p, (size + ALIGN) / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE);
-#endif
-    }
-    return (header *)(void *)p;
+    if (size < MAPPED) return pl_heap_take(align, bytes);
+    /* Whole huge pages only: a last one would become resident for a few bytes. */
+    const size_t huge = align == HUGE_PAGE ? (size + ALIGN) / HUGE_PAGE * HUGE_PAGE : 0;
+    return pl_pages_take(align, bytes, huge);
 }
 
 static void give_back(header *h) {
     size_t align;
-    if (h->size < MAPPED) free(h);
-    else munmap(h, total_bytes(h->size, &align));
+    if (h->size < MAPPED) pl_heap_free(h);
+    else pl_pages_free(h, total_bytes(h->size, &align));
 }
 
 /* Resizes a mapped buffer, which keeps its pages. If that fails, frees it and returns NULL. */
 static header *resized(header *h, size_t size) {
     size_t align, from = total_bytes(h->size, &align), to = total_bytes(size, &align);
-#ifdef MREMAP_MAYMOVE
-    void *p = mremap(h, from, to, MREMAP_MAYMOVE);
-    if (p != MAP_FAILED) return p;
-#endif
-    (void)to;
-    munmap(h, from);
-    return NULL;
+    void *p = pl_pages_resize(h, from, to);
+    if (!p) pl_pages_free(h, from);
+    return p;
 }
 
 /* The cached buffer nearest in size that can be resized to `size`, or NULL. Batches of other
@@ -117,7 +98,7 @@ void *pl_acquire(size_t bytes) {
     if (bytes > SIZE_MAX / 4) return NULL;
     int index = size_class(bytes, &size);
     if (index >= CLASSES) return NULL;
-    pthread_mutex_lock(&pool.lock);
+    pl_lock(&pool.lock);
     header *h = pool.free[index], *to_resize = NULL;
     if (h) take(h);
     /* Buffers cached far beyond the peak have sizes that are no longer used. The margin keeps
@@ -129,7 +110,7 @@ void *pl_acquire(size_t bytes) {
     }
     pool.stats.in_use += size;
     if (pool.stats.in_use > pool.stats.peak) pool.stats.peak = pool.stats.in_use;
-    pthread_mutex_unlock(&pool.lock);
+    pl_unlock(&pool.lock);
     if (!h) {
         if (to_resize) h = resized(to_resize, size);
         if (!h) h = allocate(size);
@@ -138,10 +119,10 @@ void *pl_acquire(size_t bytes) {
             h = allocate(size);
         }
         if (!h) {
-            pthread_mutex_lock(&pool.lock);
+            pl_lock(&pool.lock);
             pool.stats.in_use -= size;
             pool.stats.peak = pool.stats.in_use; /* the refused bytes must not raise the peak */
-            pthread_mutex_unlock(&pool.lock);
+            pl_unlock(&pool.lock);
             return NULL;
         }
         h->size = size;
@@ -153,7 +134,7 @@ void *pl_acquire(size_t bytes) {
 void pl_release(void *buffer) {
     if (!buffer) return;
     header *h = (header *)((char *)buffer - ALIGN);
-    pthread_mutex_lock(&pool.lock);
+    pl_lock(&pool.lock);
     pool.stats.in_use -= h->size;
     pool.stats.cached += h->size;
     h->next = pool.free[h->class_index];
@@ -163,25 +144,23 @@ void pl_release(void *buffer) {
     if (pool.newest) pool.newest->newer = h;
     else pool.oldest = h;
     pool.newest = h;
-    pthread_mutex_unlock(&pool.lock);
+    pl_unlock(&pool.lock);
 }
 
 void pl_buffers_trim(void) {
-    pthread_mutex_lock(&pool.lock);
+    pl_lock(&pool.lock);
     while (pool.oldest) give_back(take(pool.oldest));
     pool.stats.peak = pool.stats.in_use;
-    pthread_mutex_unlock(&pool.lock);
+    pl_unlock(&pool.lock);
 }
 
 void pl_buffers_stats(pl_buffer_stats *out) {
-    pthread_mutex_lock(&pool.lock);
+    pl_lock(&pool.lock);
     *out = pool.stats;
-    pthread_mutex_unlock(&pool.lock);
+    pl_unlock(&pool.lock);
 }
 
 /* fork waits for the lock, so that the child gets it unlocked. */
-static void lock_pool(void) { pthread_mutex_lock(&pool.lock); }
-static void unlock_pool(void) { pthread_mutex_unlock(&pool.lock); }
-__attribute__((constructor)) static void watch_fork(void) {
-    pthread_atfork(lock_pool, unlock_pool, unlock_pool);
-}
+static void lock_pool(void) { pl_lock(&pool.lock); }
+static void unlock_pool(void) { pl_unlock(&pool.lock); }
+PL_AT_LOAD static void watch_fork(void) { pl_at_fork(lock_pool, unlock_pool, unlock_pool); }

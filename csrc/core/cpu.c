@@ -1,37 +1,74 @@
-/* The instruction sets of this processor, and the number of processors that this process may
- * use. */
-#define _GNU_SOURCE
+/* The instruction sets of this processor, as far as the operating system saves their registers. */
 #include "../pyloss.h"
+#include "os.h"
 
-#include <stdio.h>
-#include <stdlib.h>
-#include <unistd.h>
-#ifdef __linux__
-#include <sched.h>
-#include <sys/syscall.h>
-#endif
+#include <stdatomic.h>
+
 #ifdef PL_X86
 #include <cpuid.h>
+
+/* Intel's Software Developer's Manual, volume 2, CPUID, and volume 1, chapter 13. Not by
+ * __builtin_cpu_supports: which names it knows depends on the compiler, and its table is not in
+ * every compiler's library. */
+typedef struct {
+    uint32_t a, b, c, d;
+} leaf;
+
+static leaf read_leaf(unsigned number, unsigned sub) {
+    leaf found = {0, 0, 0, 0};
+    if (!__get_cpuid_count(number, sub, &found.a, &found.b, &found.c, &found.d))
+        return (leaf){0, 0, 0, 0};
+    return found;
+}
+
+typedef struct {
+    int avx2, avx512, bf16, vnni, avx_vnni, amx, tile_states;
+} features;
+
+static features read_features(void) {
+    enum { FMA = 1 << 12, OSXSAVE = 1 << 27, F16C = 1 << 29 };     /* leaf 1, c */
+    enum { AVX2 = 1 << 5, AVX512F = 1 << 16, AVX512DQ = 1 << 17 }; /* leaf 7, b */
+    enum { AVX512BW = 1 << 30, AVX512_VNNI = 1 << 11 };            /* leaf 7, b and c */
+    const uint32_t AVX512VL = UINT32_C(1) << 31;                   /* leaf 7, b */
+    enum { AMX_BF16 = 1 << 22, AMX_TILE = 1 << 24 };               /* leaf 7, d */
+    enum { AVX_VNNI = 1 << 4, AVX512_BF16 = 1 << 5 };              /* leaf 7.1, a */
+    enum { YMM_STATES = 3 << 1, TILE_STATES = 3 << 17 };
+    const uint32_t wide = FMA | OSXSAVE | F16C;
+    const uint32_t all512 = AVX512F | AVX512DQ | AVX512BW | AVX512VL;
+    const leaf one = read_leaf(1, 0), seven = read_leaf(7, 0);
+    const leaf more = seven.a ? read_leaf(7, 1) : (leaf){0, 0, 0, 0};
+    features found = {0};
+    if ((one.c & wide) != wide) return found;
+    uint32_t saved, high;
+    __asm__ volatile("xgetbv" : "=a"(saved), "=d"(high) : "c"(0));
+    found.avx2 = (saved & YMM_STATES) == YMM_STATES && (seven.b & AVX2);
+    found.avx512 = found.avx2 && (seven.b & all512) == all512 && pl_saves_zmm(saved);
+    found.avx_vnni = found.avx2 && (more.a & AVX_VNNI);
+    found.vnni = found.avx512 && (seven.c & AVX512_VNNI);
+    found.bf16 = found.avx512 && (more.a & AVX512_BF16);
+    found.amx = (seven.d & AMX_TILE) && (seven.d & AMX_BF16);
+    found.tile_states = (saved & TILE_STATES) == TILE_STATES;
+    return found;
+}
+
+/* Read once: asking takes long in virtual machines. */
+static features have;
+PL_AT_LOAD static void look(void) { have = read_features(); }
 #endif
 
 const pl_table *pl_table_at(int index) {
     const pl_table *found[8] = {&pl_table_baseline};
     int n = 1;
 #ifdef PL_X86
-    /* __builtin_cpu_supports also checks that the operating system saves the wide registers. */
-    __builtin_cpu_init();
-    int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    int avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                 __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    if (avx2) found[n++] = &pl_table_avx2;
-    if (avx512) found[n++] = &pl_table_avx512;
+    if (have.avx2) found[n++] = &pl_table_avx2;
+    if (have.avx512) found[n++] = &pl_table_avx512;
 #endif
     return index >= 0 && index < n ? found[index] : NULL;
 }
 
 int pl_has_bf16_dots(void) {
 #ifdef PL_X86
-    return __builtin_cpu_supports("avx512bf16") != 0;
+    return have.bf16;
 #else
     return 0;
 #endif
@@ -39,40 +76,20 @@ int pl_has_bf16_dots(void) {
 
 int pl_has_int8_dots(int avx512) {
 #ifdef PL_X86
-    /* Not by __builtin_cpu_supports: some compilers do not know the newer name. The system's
-     * support of the registers is that of the tables. */
-    enum { AVX512_VNNI = 1 << 11, AVX_VNNI = 1 << 4 };
-    static _Atomic int found[2]; /* 1 with a bit for yes: asking takes long in virtual machines */
-    if (!found[!!avx512]) {
-        unsigned a, b, c, d;
-        const int yes = avx512 ? __get_cpuid_count(7, 0, &a, &b, &c, &d) && (c & AVX512_VNNI)
-                               : __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & AVX_VNNI);
-        found[!!avx512] = 1 | yes << 1;
-    }
-    return found[!!avx512] >> 1;
+    return avx512 ? have.vnni : have.avx_vnni;
 #else
     (void)avx512;
     return 0;
 #endif
 }
 
-#if defined(PL_AMX) && defined(__linux__)
-/* Bits of CPUID and of extended control register 0: "Intel Architecture Instruction Set
- * Extensions", chapter 3. The system call: Linux, Documentation/arch/x86/xstate.rst; its
- * permission holds for all threads and for forked children. */
+/* "Intel Architecture Instruction Set Extensions", chapter 3. */
+#ifdef PL_AMX
 const char *pl_amx_missing(int request) {
-    enum { OSXSAVE = 1 << 27, AMX_BF16 = 1 << 22, AMX_TILE = 1 << 24 };
-    enum { TILE_STATES = 3 << 17, TILE_DATA = 18, REQUEST_PERMISSION = 0x1023 };
-    unsigned a, b, c, d, low, high;
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & AMX_TILE) || !(d & AMX_BF16))
-        return "the processor has no amx_bf16";
-    if (!pl_has_bf16_dots()) return "the processor has amx_bf16 without avx512_bf16";
-    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & OSXSAVE))
-        return "the operating system saves no wide registers";
-    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-    if ((low & TILE_STATES) != TILE_STATES) return "the operating system saves no tile registers";
-    if (request && syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA))
-        return "the operating system refuses the tile registers";
+    if (!have.amx) return "the processor has no amx_bf16";
+    if (!have.bf16) return "the processor has amx_bf16 without avx512_bf16";
+    if (!have.tile_states) return "the operating system saves no tile registers";
+    if (request && pl_request_tiles()) return "the operating system refuses the tile registers";
     return NULL;
 }
 #else
@@ -81,32 +98,3 @@ const char *pl_amx_missing(int request) {
     return "this build has no amx_bf16";
 }
 #endif
-
-int pl_cpu_count(void) {
-    long n = sysconf(_SC_NPROCESSORS_ONLN);
-#ifdef __linux__
-    cpu_set_t set;
-    if (sched_getaffinity(0, sizeof set, &set) == 0) n = CPU_COUNT(&set);
-    double quota = 0, period = 0;
-    FILE *f = fopen("/sys/fs/cgroup/cpu.max", "r"); /* cgroup v2: "quota period" or "max period" */
-    if (f) {
-        if (fscanf(f, "%lf %lf", &quota, &period) != 2) quota = 0;
-        fclose(f);
-    } else { /* cgroup v1; a quota of -1 means none */
-        if ((f = fopen("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "r"))) {
-            if (fscanf(f, "%lf", &quota) != 1) quota = 0;
-            fclose(f);
-        }
-        if ((f = fopen("/sys/fs/cgroup/cpu/cpu.cfs_period_us", "r"))) {
-            if (fscanf(f, "%lf", &period) != 1) period = 0;
-            fclose(f);
-        }
-    }
-    if (quota > 0 && period > 0) {
-        long limit = (long)(quota / period + 0.999);
-        if (limit < 1) limit = 1;
-        if (limit < n) n = limit;
-    }
-#endif
-    return n < 1 ? 1 : (int)n;
-}

@@ -1,23 +1,16 @@
 /* The thread pool. It starts at its first use, serves one caller at a time, restarts after fork. */
 #include "../pyloss.h"
+#include "os.h"
 
-#include <pthread.h>
-#include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
-#if defined(__x86_64__)
-#include <immintrin.h>
-#define RELAX() _mm_pause()
-#else
-#define RELAX() __asm__ volatile("yield")
-#endif
 
 enum { MAX_THREADS = 256, SPINS = 4000, CLOSED = 1 << 30 };
 
 static struct {
-    pthread_mutex_t caller; /* held by the thread whose job runs */
-    pthread_mutex_t lock;   /* guards wake and sleepers */
-    pthread_cond_t wake;
+    pl_mutex caller; /* held by the thread whose job runs */
+    pl_mutex lock;   /* guards wake and sleepers */
+    pl_condition wake;
     int sleepers;
     int started; /* worker threads, without the caller */
     _Atomic int wanted;
@@ -28,13 +21,10 @@ static struct {
     int shares; /* of the items, one for each thread, or 0: they are taken from one queue */
     pl_range_fn fn;
     const void *context;
-    pthread_t thread[MAX_THREADS];
+    pl_thread thread[MAX_THREADS];
     uint64_t first_generation;
     _Atomic int stop;
-} pool = {.caller = PTHREAD_MUTEX_INITIALIZER,
-          .lock = PTHREAD_MUTEX_INITIALIZER,
-          .wake = PTHREAD_COND_INITIALIZER,
-          .joined = CLOSED};
+} pool = {.caller = PL_MUTEX, .lock = PL_MUTEX, .wake = PL_CONDITION, .joined = CLOSED};
 
 static _Thread_local int inside;
 static _Thread_local pl_pieces counted; /* of this thread's latest call */
@@ -91,24 +81,24 @@ static int join_job(void) {
     return 0;
 }
 
-static void *worker_main(void *argument) {
+static pl_thread_result PL_THREAD_CALL worker_main(void *argument) {
     int worker = (int)(intptr_t)argument;
     uint64_t seen = pool.first_generation;
     inside = 1;
     for (;;) {
         for (int i = 0;
              i < SPINS && atomic_load_explicit(&pool.generation, memory_order_acquire) == seen; i++)
-            RELAX();
+            PL_RELAX();
         if (atomic_load_explicit(&pool.generation, memory_order_acquire) == seen) {
-            pthread_mutex_lock(&pool.lock);
+            pl_lock(&pool.lock);
             pool.sleepers++;
             while (atomic_load_explicit(&pool.generation, memory_order_acquire) == seen)
-                pthread_cond_wait(&pool.wake, &pool.lock);
+                pl_wait(&pool.wake, &pool.lock);
             pool.sleepers--;
-            pthread_mutex_unlock(&pool.lock);
+            pl_unlock(&pool.lock);
         }
         seen = atomic_load_explicit(&pool.generation, memory_order_acquire);
-        if (atomic_load_explicit(&pool.stop, memory_order_acquire)) return NULL;
+        if (atomic_load_explicit(&pool.stop, memory_order_acquire)) return 0;
         if (!join_job()) continue;
         run_pieces(worker);
         atomic_fetch_sub_explicit(&pool.joined, 1, memory_order_release);
@@ -117,16 +107,16 @@ static void *worker_main(void *argument) {
 
 static void announce(void) {
     atomic_fetch_add_explicit(&pool.generation, 1, memory_order_release);
-    pthread_mutex_lock(&pool.lock);
-    if (pool.sleepers) pthread_cond_broadcast(&pool.wake);
-    pthread_mutex_unlock(&pool.lock);
+    pl_lock(&pool.lock);
+    if (pool.sleepers) pl_wake_all(&pool.wake);
+    pl_unlock(&pool.lock);
 }
 
 static void stop_workers(void) {
     if (!pool.started) return;
     atomic_store(&pool.stop, 1);
     announce();
-    for (int i = 0; i < pool.started; i++) pthread_join(pool.thread[i], NULL);
+    for (int i = 0; i < pool.started; i++) pl_thread_join(pool.thread[i]);
     pool.started = 0;
     atomic_store(&pool.stop, 0);
 }
@@ -139,7 +129,7 @@ static void adjust_workers(void) {
     stop_workers();
     pool.first_generation = atomic_load(&pool.generation);
     for (int i = 0; i < wanted; i++) {
-        if (pthread_create(&pool.thread[i], NULL, worker_main, (void *)(intptr_t)(i + 1))) break;
+        if (pl_thread_start(&pool.thread[i], worker_main, (void *)(intptr_t)(i + 1))) break;
         pool.started++;
     }
 }
@@ -152,7 +142,7 @@ static void run(int64_t n, int64_t grain, int near, pl_range_fn fn, const void *
         counted.meetings += pieces > 1;
         if (pieces > counted.most) counted.most = pieces;
     }
-    if (inside || n <= grain || pl_num_threads() == 1 || pthread_mutex_trylock(&pool.caller)) {
+    if (inside || n <= grain || pl_num_threads() == 1 || !pl_try_lock(&pool.caller)) {
         /* In the pieces of a parallel run, so that results do not depend on threads. */
         for (int64_t begin = 0; begin < n; begin += grain)
             fn(context, begin, begin + grain < n ? begin + grain : n, 0);
@@ -173,11 +163,11 @@ static void run(int64_t n, int64_t grain, int near, pl_range_fn fn, const void *
     atomic_fetch_or_explicit(&pool.joined, CLOSED, memory_order_acq_rel);
     /* On a busy machine a worker may be waiting for this processor. */
     for (int i = 0; atomic_load_explicit(&pool.joined, memory_order_acquire) != CLOSED; i++) {
-        if (i < SPINS) RELAX();
-        else sched_yield();
+        if (i < SPINS) PL_RELAX();
+        else pl_yield();
     }
     inside = 0;
-    pthread_mutex_unlock(&pool.caller);
+    pl_unlock(&pool.caller);
 }
 
 void pl_parallel(int64_t n, int64_t grain, pl_range_fn fn, const void *context) {
@@ -189,8 +179,8 @@ void pl_parallel_near(int64_t n, pl_range_fn fn, const void *context) {
 
 void pl_wait_for(const int32_t *progress, int32_t least) {
     for (int i = 0; __atomic_load_n(progress, __ATOMIC_ACQUIRE) < least; i++) {
-        if (i < SPINS) RELAX();
-        else sched_yield();
+        if (i < SPINS) PL_RELAX();
+        else pl_yield();
     }
 }
 void pl_tell(int32_t *progress, int32_t value) {
@@ -230,19 +220,17 @@ pl_pieces pl_latest_pieces(void) { return counted; }
 void pl_leave_call(void) { call_threads = 0; }
 
 /* Threads do not survive fork: the child starts its own. */
-static void before_fork(void) { pthread_mutex_lock(&pool.caller); }
-static void after_fork_parent(void) { pthread_mutex_unlock(&pool.caller); }
+static void before_fork(void) { pl_lock(&pool.caller); }
+static void after_fork_parent(void) { pl_unlock(&pool.caller); }
 static void after_fork_child(void) {
-    pthread_mutex_t fresh = PTHREAD_MUTEX_INITIALIZER;
-    pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
-    pool.caller = fresh;
-    pool.lock = fresh;
-    pool.wake = wake;
+    pl_mutex_init(&pool.caller);
+    pl_mutex_init(&pool.lock);
+    pl_condition_init(&pool.wake);
     pool.sleepers = 0;
     pool.started = 0;
     pool.joined = CLOSED;
     inside = 0;
 }
-__attribute__((constructor)) static void watch_fork(void) {
-    pthread_atfork(before_fork, after_fork_parent, after_fork_child);
+PL_AT_LOAD static void watch_fork(void) {
+    pl_at_fork(before_fork, after_fork_parent, after_fork_child);
 }

@@ -6,7 +6,7 @@
 
 static pl_cl_device *devices;
 /* Guards the list; taken before a device's own locks. */
-static pthread_mutex_t devices_lock = PTHREAD_MUTEX_INITIALIZER;
+static pl_mutex devices_lock = PL_MUTEX;
 static uint64_t next_address = (uint64_t)1 << 48; /* above every host address */
 
 static int refuse_forked(pl_cl_error *error) {
@@ -31,8 +31,8 @@ static pl_cl_device *add_device(int index, cl_context context, cl_command_queue 
     device->queue = queue;
     device->wait = (properties & CL_QUEUE_OUT_OF_ORDER_EXEC_MODE_ENABLE) != 0;
     device->profiled = (properties & CL_QUEUE_PROFILING_ENABLE) != 0;
-    pthread_mutex_init(&device->launch, NULL);
-    pthread_mutex_init(&device->memory, NULL);
+    pl_mutex_init(&device->launch);
+    pl_mutex_init(&device->memory);
     device->next = devices;
     __atomic_store_n(&devices, device, __ATOMIC_RELEASE);
     return device;
@@ -66,11 +66,11 @@ pl_cl_device *pl_cl_device_at(int index, pl_cl_error *error) {
                      count ? "see pyloss.devices()" : reason);
         return NULL;
     }
-    pthread_mutex_lock(&devices_lock);
+    pl_lock(&devices_lock);
     pl_cl_device *device = devices;
     while (device && !(device->own && device->index == index)) device = device->next;
     if (!device && (device = open_device(index, error))) device->own = 1;
-    pthread_mutex_unlock(&devices_lock);
+    pl_unlock(&devices_lock);
     return device;
 }
 
@@ -95,13 +95,13 @@ pl_cl_device *pl_cl_device_of(cl_context context, cl_command_queue queue, pl_cl_
                      "the array is on a device that pyloss.devices() does not list");
         return NULL;
     }
-    pthread_mutex_lock(&devices_lock);
+    pl_lock(&devices_lock);
     pl_cl_device *device = devices;
     while (device && !(device->context == context && device->queue == queue)) device = device->next;
     if (!device && !(code = pl_cl.RetainContext(context)) &&
         !(code = pl_cl.RetainCommandQueue(queue)))
         device = add_device(index, context, queue, properties, error);
-    pthread_mutex_unlock(&devices_lock);
+    pl_unlock(&devices_lock);
     if (code) pl_cl_fail(error, "clRetainContext", code);
     return device;
 }
@@ -117,12 +117,12 @@ int pl_cl_finish(pl_cl_device *device, pl_cl_error *error) {
 /* ---- buffers */
 
 void pl_cl_free_idle(pl_cl_device *device) {
-    pthread_mutex_lock(&device->memory);
+    pl_lock(&device->memory);
     pl_cl_buffer *list = device->idle;
     device->idle = NULL;
     device->idle_bytes = 0;
     device->peak_bytes = device->used_bytes;
-    pthread_mutex_unlock(&device->memory);
+    pl_unlock(&device->memory);
     while (list) {
         pl_cl_buffer *next = list->next;
         pl_cl.ReleaseMemObject(list->memory);
@@ -174,7 +174,7 @@ pl_cl_buffer *pl_cl_buffer_new(pl_cl_device *device, size_t bytes, pl_cl_error *
         return NULL;
     }
     bytes = bytes < 64 ? 64 : (bytes + 63) / 64 * 64;
-    pthread_mutex_lock(&device->memory);
+    pl_lock(&device->memory);
     pl_cl_buffer *buffer = take_idle(device, bytes);
     if (buffer) {
         buffer->references = 1;
@@ -186,7 +186,7 @@ pl_cl_buffer *pl_cl_buffer_new(pl_cl_device *device, size_t bytes, pl_cl_error *
     }
     device->used_bytes += buffer ? buffer->bytes : bytes;
     if (device->used_bytes > device->peak_bytes) device->peak_bytes = device->used_bytes;
-    pthread_mutex_unlock(&device->memory);
+    pl_unlock(&device->memory);
     if (buffer) return buffer;
     cl_int code;
     cl_mem memory = pl_cl.CreateBuffer(device->context, CL_MEM_READ_WRITE, bytes, NULL, &code);
@@ -199,10 +199,10 @@ pl_cl_buffer *pl_cl_buffer_new(pl_cl_device *device, size_t bytes, pl_cl_error *
         code = CL_OUT_OF_HOST_MEMORY;
     }
     if (buffer) return buffer;
-    pthread_mutex_lock(&device->memory);
+    pl_lock(&device->memory);
     device->used_bytes -= bytes;
     device->peak_bytes = device->used_bytes; /* the refused bytes must not raise the peak */
-    pthread_mutex_unlock(&device->memory);
+    pl_unlock(&device->memory);
     pl_cl_fail(error, "clCreateBuffer", code);
     return NULL;
 }
@@ -211,7 +211,7 @@ pl_cl_buffer *pl_cl_buffer_of(pl_cl_device *device, cl_mem memory, size_t bytes,
                               pl_cl_error *error) {
     if (refuse_forked(error)) return NULL;
     cl_int code = 0;
-    pthread_mutex_lock(&device->memory);
+    pl_lock(&device->memory);
     pl_cl_buffer *buffer = device->adopted;
     while (buffer && buffer->memory != memory) buffer = buffer->next;
     if (buffer) {
@@ -225,7 +225,7 @@ pl_cl_buffer *pl_cl_buffer_of(pl_cl_device *device, cl_mem memory, size_t bytes,
             code = CL_OUT_OF_HOST_MEMORY;
         }
     }
-    pthread_mutex_unlock(&device->memory);
+    pl_unlock(&device->memory);
     if (!buffer) pl_cl_fail(error, "clRetainMemObject", code);
     return buffer;
 }
@@ -234,16 +234,16 @@ void pl_cl_buffer_release(pl_cl_buffer *buffer) {
     if (!buffer) return;
     pl_cl_device *device = buffer->device;
     if (pl_cl_forked()) return;
-    pthread_mutex_lock(&device->memory);
+    pl_lock(&device->memory);
     if (__atomic_sub_fetch(&buffer->references, 1, __ATOMIC_ACQ_REL)) {
-        pthread_mutex_unlock(&device->memory);
+        pl_unlock(&device->memory);
         return;
     }
     if (buffer->foreign) {
         pl_cl_buffer **link = &device->adopted;
         while (*link != buffer) link = &(*link)->next;
         *link = buffer->next;
-        pthread_mutex_unlock(&device->memory);
+        pl_unlock(&device->memory);
         pl_cl.ReleaseMemObject(buffer->memory);
         free(buffer);
         return;
@@ -253,7 +253,7 @@ void pl_cl_buffer_release(pl_cl_buffer *buffer) {
     device->idle_bytes += buffer->bytes;
     buffer->next = device->idle;
     device->idle = buffer;
-    pthread_mutex_unlock(&device->memory);
+    pl_unlock(&device->memory);
 }
 
 int pl_cl_write(pl_cl_buffer *to, size_t offset, const void *from, size_t bytes,
@@ -310,7 +310,7 @@ int pl_cl_clear(pl_cl_buffer *to, size_t offset, size_t bytes, pl_cl_error *erro
 
 void pl_cl_trim(void) {
     if (pl_cl_forked()) return;
-    pthread_mutex_lock(&devices_lock);
+    pl_lock(&devices_lock);
     for (pl_cl_device *device = devices; device; device = device->next) pl_cl_free_idle(device);
-    pthread_mutex_unlock(&devices_lock);
+    pl_unlock(&devices_lock);
 }

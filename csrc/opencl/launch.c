@@ -110,7 +110,7 @@ int pl_cl_enqueue(pl_cl_launch *l, const char *name, size_t groups, size_t group
     /* The owner of an out-of-order queue may have enqueued kernels that still write the
      * arguments. */
     if (device->wait && pl_cl_finish(device, error)) return 1;
-    pthread_mutex_lock(&device->launch);
+    pl_lock(&device->launch);
     cl_kernel kernel = pl_cl_kernel(device, name, l->source, l->options, &largest, error);
     if (!kernel) {
         failed = 1;
@@ -127,7 +127,7 @@ int pl_cl_enqueue(pl_cl_launch *l, const char *name, size_t groups, size_t group
         if (!code) code = pl_cl.Flush(device->queue);
         if (code) failed = pl_cl_fail(error, "clEnqueueNDRangeKernel", code);
     }
-    pthread_mutex_unlock(&device->launch);
+    pl_unlock(&device->launch);
     return failed || (device->wait && pl_cl_finish(device, error));
 }
 

@@ -1,7 +1,6 @@
 /* libOpenCL: found at run time; its devices, its errors, and its state after fork. */
 #include "runtime.h"
 
-#include <dlfcn.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,39 +11,43 @@ pl_cl_functions pl_cl;
 enum { MAX_PLATFORMS = 16, MAX_DEVICES = 64 };
 
 static struct {
-    pthread_mutex_t lock;
+    pl_mutex lock;
     int tried, forked, count;
     char reason[512];
     pl_cl_info info[MAX_DEVICES];
-} library = {.lock = PTHREAD_MUTEX_INITIALIZER};
+} library = {.lock = PL_MUTEX};
 
 /* A forked child lacks the driver's threads: any call could wait forever. */
 static void after_fork(void) {
     library.forked = 1;
-    pthread_mutex_init(&library.lock, NULL);
+    pl_mutex_init(&library.lock);
 }
 
 int pl_cl_forked(void) { return library.forked; }
 
 static int find_functions(void) {
     const char *given = getenv("PYLOSS_OPENCL_LIBRARY");
+#ifdef _WIN32
+    static const char missing[] = "no OpenCL.dll on this machine (graphics drivers bring it)";
+    const char *const usual[] = {"OpenCL.dll", NULL};
+#else
+    static const char missing[] = "no libOpenCL.so.1 on this machine (Debian: ocl-icd-libopencl1)";
     const char *const usual[] = {"libOpenCL.so.1", "libOpenCL.so",
                                  "/System/Library/Frameworks/OpenCL.framework/OpenCL", NULL};
+#endif
     const char *const named[] = {given, NULL};
     void *handle = NULL;
     for (const char *const *name = given && *given ? named : usual; *name && !handle; name++)
-        handle = dlopen(*name, RTLD_NOW | RTLD_LOCAL);
+        handle = pl_library_open(*name);
     if (!handle) {
         if (given && *given)
             snprintf(library.reason, sizeof library.reason,
                      "PYLOSS_OPENCL_LIBRARY=%s could not be loaded", given);
-        else
-            snprintf(library.reason, sizeof library.reason,
-                     "no libOpenCL.so.1 on this machine (Debian: ocl-icd-libopencl1)");
+        else snprintf(library.reason, sizeof library.reason, "%s", missing);
         return -1;
     }
 #define X(result, name, parameters) \
-    if (!(pl_cl.name = (result(*) parameters)dlsym(handle, "cl" #name))) { \
+    if (!(pl_cl.name = (result(*) parameters)pl_library_symbol(handle, "cl" #name))) { \
         snprintf(library.reason, sizeof library.reason, \
                  "the OpenCL library has no cl%s: OpenCL 1.2 is needed", #name); \
         return -1; \
@@ -130,16 +133,16 @@ static void list_devices(void) {
 int pl_cl_open(int *count, const char **reason, pl_cl_error *error) {
     *count = 0;
     *reason = NULL;
-    pthread_mutex_lock(&library.lock);
+    pl_lock(&library.lock);
     int forked = library.forked;
     if (!forked && !library.tried) {
         library.tried = 1;
         if (!find_functions()) {
             list_devices();
-            pthread_atfork(NULL, NULL, after_fork);
+            pl_at_fork(NULL, NULL, after_fork);
         }
     }
-    pthread_mutex_unlock(&library.lock);
+    pl_unlock(&library.lock);
     if (forked)
         return pl_cl_refuse(
             error, PL_CL_FORKED,

@@ -9,7 +9,7 @@
 enum { MOST_PENDING = 4096 };
 
 static struct {
-    pthread_mutex_t lock;
+    pl_mutex lock;
     int on;
     pl_cl_profile found;
     struct {
@@ -18,7 +18,7 @@ static struct {
         size_t command; /* of found.commands */
     } pending[MOST_PENDING];
     int pending_count;
-} profile = {.lock = PTHREAD_MUTEX_INITIALIZER};
+} profile = {.lock = PL_MUTEX};
 
 int pl_cl_profiling(void) { return __atomic_load_n(&profile.on, __ATOMIC_RELAXED); }
 
@@ -72,7 +72,7 @@ cl_event *pl_cl_profile_room(const pl_cl_device *device, cl_event *room) {
 void pl_cl_profile_command(pl_cl_device *device, cl_event event, const char *operation,
                            const char *command, size_t bytes) {
     if (!event) return;
-    pthread_mutex_lock(&profile.lock);
+    pl_lock(&profile.lock);
     const ptrdiff_t at = entry_of(operation, command);
     if (at < 0) {
         pl_cl.ReleaseEvent(event);
@@ -85,14 +85,14 @@ void pl_cl_profile_command(pl_cl_device *device, cl_event event, const char *ope
         profile.pending[i].command = (size_t)at;
         if (profile.pending_count == MOST_PENDING) read_pending();
     }
-    pthread_mutex_unlock(&profile.lock);
+    pl_unlock(&profile.lock);
 }
 
 /* ---- builds */
 
 void pl_cl_profile_build(const char *program, const char *options, int cached, int64_t nanoseconds,
                          char *log) {
-    pthread_mutex_lock(&profile.lock);
+    pl_lock(&profile.lock);
     pl_cl_profile *found = &profile.found;
     char *copy = strdup(options);
     void *list = copy ? grown(found->builds, found->build_count, sizeof *found->builds) : NULL;
@@ -104,13 +104,13 @@ void pl_cl_profile_build(const char *program, const char *options, int cached, i
         free(copy);
         free(log);
     }
-    pthread_mutex_unlock(&profile.lock);
+    pl_unlock(&profile.lock);
 }
 
 /* ---- the whole */
 
 pl_cl_profile pl_cl_profile_switch(int on) {
-    pthread_mutex_lock(&profile.lock);
+    pl_lock(&profile.lock);
     /* A forked child must not use the library. */
     if (pl_cl_forked()) profile.pending_count = 0;
     read_pending();
@@ -121,7 +121,7 @@ pl_cl_profile pl_cl_profile_switch(int on) {
         found.span += (int64_t)(device->profiled_end - device->profiled_begin);
         device->profiled_begin = device->profiled_end = 0;
     }
-    pthread_mutex_unlock(&profile.lock);
+    pl_unlock(&profile.lock);
     return found;
 }
 

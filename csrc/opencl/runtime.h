@@ -6,10 +6,10 @@
 #ifndef PYLOSS_CL_RUNTIME_H
 #define PYLOSS_CL_RUNTIME_H
 
-#include <pthread.h>
 #include <stddef.h>
 #include <stdint.h>
 
+#include "../core/os.h"
 #include "cl.h"
 
 typedef struct {
@@ -47,9 +47,9 @@ typedef struct pl_cl_device {
     int profiled; /* the queue keeps the times of commands */
     cl_ulong profiled_begin, profiled_end; /* of the commands that profile.c has read */
     struct pl_cl_device *next;
-    pthread_mutex_t launch;  /* held from the first clSetKernelArg to the enqueue */
+    pl_mutex launch;         /* held from the first clSetKernelArg to the enqueue */
     pl_cl_program *programs; /* guarded by `launch` */
-    pthread_mutex_t memory;  /* guards the members below */
+    pl_mutex memory;         /* guards the members below */
     pl_cl_buffer *idle;      /* released buffers, the latest first */
     pl_cl_buffer *adopted;   /* buffers in use over other libraries' memory */
     size_t idle_bytes, used_bytes, peak_bytes;
