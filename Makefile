@@ -20,7 +20,7 @@ C_FILES := $(filter %.c %.h,$(CORE))
 TABLES := $(filter %.def %.cl,$(CORE))
 
 .PHONY: help demo demo-distill demo-recursive test test-all docs readme parity lint
-.PHONY: sanitized sanitize fuzz
+.PHONY: sanitized sanitize fuzz portable
 .PHONY: fuzz-sanitize bench bench-train bench-losses bench-distill bench-opencl bench-scaling \
     bench-families bench-tape bench-optimizers bench-quantize bench-distributed bench-mlx \
     bench-recursive clean
@@ -40,6 +40,7 @@ help:
 	@echo 'make fuzz           try malformed files, records, settings and arguments;'
 	@echo '                    N=100000 cases of each target, TARGET=gguf runs one target'
 	@echo 'make fuzz-sanitize  run make fuzz under ASan and UBSan'
+	@echo 'make portable       compile and link the core for macOS and Windows; runs nothing'
 	@echo 'make bench-train    measure training and generation of pyloss and its peers (an hour)'
 	@echo 'make bench-losses   measure the losses of pyloss and its peers'
 	@echo 'make bench-distill  measure distillation, beside a plain loop in torch'
@@ -118,12 +119,15 @@ SANITIZED := cd build/sanitize/lib && \
     UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 PYTHONPATH="$$PWD" $(CURDIR)/$(BIN)
 sanitized: $(VENV)/done-install $(VENV)/done-test
 	rm -rf build/sanitize
-	CC=gcc PYLOSS_LDFLAGS="$(SANITIZE)" \
+	CC=gcc PYLOSS_DEBUG_INFO=1 PYLOSS_LDFLAGS="$(SANITIZE)" \
 	    PYLOSS_CFLAGS="-O1 -g1 $(SANITIZE) -fno-sanitize-recover=undefined -fno-omit-frame-pointer" \
 	    $(BIN)/python setup.py -q build --build-base build/sanitize --build-lib build/sanitize/lib
 
 sanitize: sanitized
 	$(SANITIZED)/pytest -q -p no:cacheprovider -n 2 --dist loadscope $(CURDIR)/tests/csrc
+
+portable: $(VENV)/done-install $(VENV)/done-portable
+	$(BIN)/python .ci/portable.py
 
 fuzz: $(VENV)/done-install $(VENV)/done-test
 	$(BIN)/python tests/fuzz/run.py $(TARGET) -n $(N)
@@ -228,7 +232,7 @@ EXTRA = import re, importlib.metadata as m; \
         if "extra == \"$*\"" in r and not r.startswith("pyloss")]; \
     print(*(re.sub(r"(;| and) extra == .*", "", r) for r in found), sep="\n")
 
-EXTRAS := $(addprefix $(VENV)/done-,test parity hub bench lint docs)
+EXTRAS := $(addprefix $(VENV)/done-,test parity hub bench lint docs portable)
 $(EXTRAS): $(VENV)/done-%: pyproject.toml | $(VENV)/done-install
 	@echo 'Installing what $* needs'
 	@$(BIN)/python -c '$(EXTRA)' > $(VENV)/require-$*.txt

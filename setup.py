@@ -1,4 +1,9 @@
-"""Builds the extension module; its kernels are compiled once per instruction set."""
+"""Builds the extension module; its kernels are compiled once per instruction set.
+
+The environment: PYLOSS_DEBUG_INFO=1 keeps names and lines for debuggers and profilers,
+PYLOSS_BASELINE_ONLY=1 leaves out the wider instruction sets, PYLOSS_CFLAGS and PYLOSS_LDFLAGS are
+added to the flags. _PYTHON_HOST_PLATFORM and ARCHFLAGS name another target than this machine.
+"""
 
 import glob
 import os
@@ -12,39 +17,50 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.sdist import sdist
 
 # A build by pip does not look for modules beside this file.
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "csrc"))
 import generate
+import target
 
-# PYLOSS_BASELINE_ONLY leaves out the wider instruction sets, for a quick build.
-X86 = platform.machine().lower() in ("x86_64", "amd64") and not os.environ.get(
-    "PYLOSS_BASELINE_ONLY"
-)
+TARGET = target.current(os.environ, sysconfig.get_platform(), platform.machine())
+if sys.platform == "darwin" and TARGET.processor in target.ARCHS:
+    # Pythons for both processors would compile each file for both; the flags below are for one.
+    arch = target.ARCHS[TARGET.processor]
+    os.environ.setdefault("ARCHFLAGS", f"-arch {arch}")
+    os.environ.setdefault("MACOSX_DEPLOYMENT_TARGET", "11.0")
+    os.environ.setdefault(
+        "_PYTHON_HOST_PLATFORM", f"macosx-{os.environ['MACOSX_DEPLOYMENT_TARGET']}-{arch}"
+    )
+X86 = TARGET.processor == "x86_64" and not os.environ.get("PYLOSS_BASELINE_ONLY")
+DEBUG = bool(os.environ.get("PYLOSS_DEBUG_INFO"))
 # Limited API: one build serves every CPython from 3.10 on; free-threaded builds have none.
 LIMITED = not sysconfig.get_config_var("Py_GIL_DISABLED")
 
 CFLAGS = [
     "-std=gnu11",
     "-O3",
-    "-fPIC",
     "-fvisibility=hidden",
     "-ffp-contract=fast",
     "-fno-math-errno",
     "-fno-trapping-math",
 ]
-# Names and lines for debuggers and profilers. Python's own -g adds half to the build's time.
-CFLAGS += ["-g1"]
-CFLAGS += [
-    "-Wall",
-    "-Wextra",
-    "-Wno-psabi",
-    "-pthread",
-    *os.environ.get("PYLOSS_CFLAGS", "").split(),
-]
-LDFLAGS = ["-pthread", *os.environ.get("PYLOSS_LDFLAGS", "").split()]
+# Debug information is three quarters of the extension, and Python's own flags ask for it. -g1 has
+# what debuggers and profilers need; -g adds half to the build's time.
+CFLAGS += ["-g1"] if DEBUG else ["-g0", "-fno-asynchronous-unwind-tables"]
+CFLAGS += ["-Wall", "-Wextra", "-Wno-psabi"]
+LDFLAGS, LIBRARIES = [], []
+if TARGET.system != "windows":
+    CFLAGS += ["-fPIC", "-pthread"]
+    LDFLAGS += ["-pthread"]
+if TARGET.system == "linux":
+    LIBRARIES += ["m", "dl"]
+    LDFLAGS += [] if DEBUG else ["-s"]
 if X86:
     CFLAGS.append("-DPL_X86")
+CFLAGS += os.environ.get("PYLOSS_CFLAGS", "").split()
+LDFLAGS += os.environ.get("PYLOSS_LDFLAGS", "").split()
 
 ISA_FLAGS = {"baseline": []}
 if X86:
@@ -82,6 +98,17 @@ OPENCL_PROGRAMS = [
 ]
 
 
+# Files beside the folders of the sdist.
+PAGES = [
+    "CHANGELOG.md",
+    "CITATION.cff",
+    "CONTRIBUTING.md",
+    "Makefile",
+    ".clang-format",
+]
+WINDOWS_ABI3 = LIMITED and TARGET.system == "windows"
+
+
 def cores():
     """How many sources are compiled in parallel."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -99,8 +126,32 @@ def included(folder):
     return sorted(found)
 
 
+class SourceDistribution(sdist):
+    """Adds what the tests need, and the pages."""
+
+    # Not add_defaults: the command egg_info makes the list of files.
+    def make_distribution(self):
+        for folder in ("tests", "docs", "examples", "benchmarks"):
+            for at, folders, names in os.walk(folder):
+                folders[:] = sorted(name for name in folders if name != "__pycache__")
+                self.filelist.extend(os.path.join(at, name) for name in sorted(names))
+        self.filelist.extend(name for name in PAGES if os.path.exists(name))
+        self.filelist.remove_duplicates()
+        super().make_distribution()
+
+
 class BuildKernels(build_ext):
     """Generates C, compiles the kernels per instruction set and all other sources, links."""
+
+    def finalize_options(self):
+        # The kernels are in GNU C, which Microsoft's compiler does not know.
+        if TARGET.system == "windows" and self.compiler is None:
+            self.compiler = "mingw32"
+        super().finalize_options()
+
+    def get_libraries(self, ext):
+        # setuptools names the library of this very Python.
+        return [*ext.libraries, "python3"] if WINDOWS_ABI3 else super().get_libraries(ext)
 
     def generate(self):
         """Writes the generated C files; their folder, and the path of the one to compile."""
@@ -184,18 +235,19 @@ core = Extension(
     sources=SOURCES,
     depends=[
         "csrc/generate.py",
+        "csrc/target.py",
         *included("csrc"),
     ],
     include_dirs=[numpy.get_include()],
     define_macros=macros,
     extra_compile_args=CFLAGS,
-    libraries=["m", "dl"],
+    libraries=LIBRARIES,
     extra_link_args=LDFLAGS,
     py_limited_api=LIMITED,
 )
 
 setup(
-    cmdclass={"build_ext": BuildKernels},
+    cmdclass={"build_ext": BuildKernels, "sdist": SourceDistribution},
     ext_modules=[core],
     options={"bdist_wheel": {"py_limited_api": "cp310"}} if LIMITED else {},
 )

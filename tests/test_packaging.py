@@ -21,6 +21,12 @@ ROOT = Path(__file__).parents[1]
 SYSTEM_PYTHON = "/usr/bin/python3"
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 LIMITED = not sysconfig.get_config_var("Py_GIL_DISABLED")
+#: bytes of the wheel, and of the extension as it is installed
+LARGEST_WHEEL, LARGEST_EXTENSION = 2.5e6, 4.2e6
+#: what the source distribution is made of
+FOLDERS = ("benchmarks", "csrc", "docs", "examples", "pyloss", "tests")
+FILES = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "Makefile", "CITATION.cff")
+FILES += ("CHANGELOG.md", "CONTRIBUTING.md", ".clang-format")
 
 
 def unavailable(reason):
@@ -64,9 +70,10 @@ def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp("build")
     tree = folder / "tree"
     tree.mkdir()
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, tree)
-    for name in ("csrc", "pyloss"):
+    for name in FILES:
+        if (ROOT / name).exists():
+            shutil.copy(ROOT / name, tree)
+    for name in FOLDERS:
         shutil.copytree(
             ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "*.so")
         )
@@ -99,15 +106,44 @@ def test_the_source_distribution_holds_all_of_the_core(built):
         p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".c", ".h", ".def", ".cl", ".py")
     ]
     assert {p.relative_to(ROOT).as_posix() for p in files} <= held
-    assert {"LICENSE", "README.md", "pyloss/py.typed", "pyloss/_core.pyi"} <= held
+    assert {*FILES, "pyloss/py.typed", "pyloss/_core.pyi"} <= held
+    others = {
+        p.relative_to(ROOT).as_posix()
+        for folder in ("benchmarks", "docs", "examples", "tests")
+        for p in (ROOT / folder).rglob("*")
+        if p.is_file() and "__pycache__" not in p.parts
+    }
+    assert others <= held
+    assert not [name for name in held if name.endswith((".pyc", ".so", ".o"))]
+
+
+@pytest.mark.slow
+def test_tests_run_from_the_source_distribution(built):
+    """With the extension built in its place; these need helpers, data and settings beside them."""
+    _, source, _ = built
+    (extension,) = (source / "build").glob("lib*/pyloss/_core*.so")
+    shutil.copy(extension, source / "pyloss")
+    chosen = ("test_conftest.py", "checks", "cli/test_inspecting.py", "optim/test_schedules.py")
+    done = run(
+        *(sys.executable, "-m", "pytest", "-q", "--each-value", "-p", "no:cacheprovider"),
+        *(f"tests/{name}" for name in chosen),
+        cwd=source,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert re.search(r"^\d+ passed", done.stdout.splitlines()[-1])
 
 
 @pytest.mark.slow
 def test_the_wheel_is_small_complete_and_for_every_python(built):
     wheel, _, _ = built
-    assert wheel.stat().st_size <= 5e6
     with zipfile.ZipFile(wheel) as z:
         names = set(z.namelist())
+        sizes = {info.filename: info.file_size for info in z.infolist()}
+    # The extension was 12.6 MB with debug information; docs/releases.md says both limits.
+    (extension,) = (name for name in names if name.startswith("pyloss/_core") and "pyi" not in name)
+    assert sizes[extension] <= LARGEST_EXTENSION
+    assert wheel.stat().st_size <= LARGEST_WHEEL
+    with zipfile.ZipFile(wheel) as z:
         (metadata,) = (z.read(n).decode() for n in names if n.endswith("/METADATA"))
     wanted = {p.relative_to(ROOT).as_posix() for p in (ROOT / "pyloss").rglob("*.py")} | {
         "pyloss/py.typed",
