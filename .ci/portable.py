@@ -116,6 +116,8 @@ def stub_library(name: str) -> str:
         text = header.read_text(encoding="utf-8")
         for kind, symbol in re.findall(r"\bPyAPI_(FUNC|DATA)\([^)]*\)\s*(\w+)", text):
             declared[kind].add(symbol)
+        # Declared under the names of macros.
+        declared["FUNC"] |= set(re.findall(r"#define \w+\s+(_Py\w+_SizeT)$", text, re.MULTILINE))
     lines = [*sorted(declared["FUNC"]), *(f"{s} DATA" for s in sorted(declared["DATA"]))]
     definition = folder / "python3.def"
     definition.write_text("LIBRARY python3.dll\nEXPORTS\n    " + "\n    ".join(lines) + "\n")
