@@ -19,6 +19,7 @@ CORE := setup.py pyproject.toml $(shell find csrc -type f -not -name '*.pyc')
 C_FILES := $(filter %.c %.h,$(CORE))
 TABLES := $(filter %.def %.cl,$(CORE))
 
+.PHONY: notebooks
 .PHONY: help demo demo-distill demo-recursive test test-all docs readme parity lint
 .PHONY: sanitized sanitize fuzz portable
 .PHONY: fuzz-sanitize bench bench-train bench-losses bench-distill bench-opencl bench-scaling \
@@ -29,6 +30,7 @@ help:
 	@echo 'make demo           set up .venv and fine-tune the embedded model (about ten minutes)'
 	@echo 'make demo-distill   compare ways of training a shallower student (many hours)'
 	@echo 'make demo-recursive  train a tiny recursive model on Sudoku from scratch (ten minutes)'
+	@echo 'make notebooks      execute examples/notebooks and write their outputs (ten minutes)'
 	@echo 'make test           set up .venv and run a choice of the tests;'
 	@echo '                    TESTS=tests/test_nn.py runs all of one file'
 	@echo 'make test-all       run every test; installs PyTorch, mlx-lm, ... to compare with'
@@ -66,6 +68,9 @@ demo-distill: $(VENV)/done-install $(VENV)/done-model
 
 demo-recursive: $(VENV)/done-install
 	$(BIN)/python examples/sudoku.py
+
+notebooks: $(VENV)/done-install $(VENV)/done-test $(VENV)/done-model
+	$(BIN)/python examples/notebooks/execute.py
 
 # Two processes; a file's tests stay in one of them. Without TESTS, `make test` runs enough variants
 # of each test that every value of every parameter occurs (--each-value), `make test-all` so many

@@ -225,10 +225,15 @@ class Model(Module):
         return self._run(*self._packed(tokens, offsets))
 
     def hidden_states(
-        self, tokens: Any, offsets: Any, layers: Sequence[int]
+        self, tokens: Any, offsets: Any = None, layers: Sequence[int] | None = None
     ) -> tuple[Any, list[Any]]:
-        """`hidden`, and the outputs [N, hidden] of the decoder layers with these numbers."""
+        """`hidden`, and the outputs [N, hidden] of the decoder layers with these numbers.
+
+        Without `offsets` the tokens are one sequence, without `layers` all layers are meant.
+        """
         count = len(self.layers)
+        layers = range(count) if layers is None else layers
+        offsets = [0, len(self._tokens(tokens, 1))] if offsets is None else offsets
         between: dict[int, Any] = {whole(i, "layers", 0, count - 1): None for i in layers}
         last = self._run(*self._packed(tokens, offsets), between=between)
         return last, [between[i] for i in layers]

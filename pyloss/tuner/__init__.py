@@ -4,6 +4,7 @@ from pyloss.tuner.adapters.folder import save_adapter
 from pyloss.tuner.adapters.full import unfreeze_layers
 from pyloss.tuner.adapters.switch import DoRASwitchLinear, LoRASwitchLinear
 from pyloss.tuner.callbacks import TrainingCallback
+from pyloss.tuner.data.preview import preview
 from pyloss.tuner.datasets import (
     CacheDataset,
     ChatDataset,
@@ -47,6 +48,7 @@ __all__ = [
     "linear_to_lora_layers",
     "load_adapters",
     "load_dataset",
+    "preview",
     "print_trainable_parameters",
     "remove_lora_layers",
     "save_adapter",

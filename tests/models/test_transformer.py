@@ -103,6 +103,11 @@ def test_multipliers_against_float64(tmp_path):
     np.testing.assert_allclose(model.head(last), want, rtol=0, atol=1e-5)
     for state, i in zip(states, (0, 2), strict=True):
         np.testing.assert_allclose(state, expected[i], rtol=0, atol=1e-4)
+    # One sequence and all layers, if nothing else is said.
+    again, every = model.hidden_states(tokens)
+    assert len(every) == len(model.layers)
+    for a, b in zip([again, every[0], every[2]], [last, *states], strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 LONGROPE = {
