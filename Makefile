@@ -29,7 +29,7 @@ TABLES := $(filter %.def %.cl,$(CORE))
 help:
 	@echo 'make demo           set up .venv and fine-tune the embedded model (about ten minutes)'
 	@echo 'make demo-distill   compare ways of training a shallower student (many hours)'
-	@echo 'make demo-recursive  train a tiny recursive model on Sudoku from scratch (ten minutes)'
+	@echo 'make demo-recursive  train a tiny recursive model on Sudoku from scratch (a minute)'
 	@echo 'make notebooks      execute examples/notebooks and write their outputs (ten minutes)'
 	@echo 'make test           set up .venv and run a choice of the tests;'
 	@echo '                    TESTS=tests/test_nn.py runs all of one file'

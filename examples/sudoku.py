@@ -2,7 +2,7 @@
 
     python examples/sudoku.py [--size 4|6] [--out build/sudoku]
 
-4 x 4 takes a minute or two on two cores. Its held-out puzzles have grids that the training set
+4 x 4 takes a minute on two cores. Its held-out puzzles have grids that the training set
 has not, in no shuffled version. Those of 6 x 6 have grids that no symmetry of Sudoku turns into a
 grid of the training set. After training, a puzzle is shown while it is solved.
 """
