@@ -281,6 +281,11 @@ def check_request(
     if to in ("gguf", "ollama"):
         library()
     check_target(path, folder=to != "gguf", ending=".gguf" if to == "gguf" else "")
+    if to == "gguf" and user_path(path).suffix.lower() != ".gguf":
+        raise ValueError(
+            f"{os.fspath(path)}: a GGUF file is written: give a name that ends in .gguf, "
+            f"such as {os.fspath(path)}.gguf"
+        )
 
 
 @contextmanager

@@ -144,7 +144,7 @@ def test_a_model_without_an_adapter_is_converted(plain, tmp_path):
     np.testing.assert_array_equal(logits(load_model(tmp_path / "m.gguf")), logits(plain))
     for to, options in (("peft", {}), ("mlx", {}), ("gguf", {"adapter_only": True})):
         with pytest.raises(ValueError, match="the model has no adapter"):
-            pyloss.export(plain, tmp_path / "a", to, **options)
+            pyloss.export(plain, tmp_path / ("a.gguf" if to == "gguf" else "a"), to, **options)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,10 @@ def test_arguments_that_do_not_go_together(model, tmp_path, to, options, message
     names = set(model.trainable_parameters())
     with pytest.raises(ValueError, match=message):
         pyloss.export(
-            model, tmp_path / "out", to, **{"tokenizer": tiny.byte_tokenizer(), **options}
+            model,
+            tmp_path / ("out.gguf" if to == "gguf" else "out"),
+            to,
+            **{"tokenizer": tiny.byte_tokenizer(), **options},
         )
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
     assert set(model.trainable_parameters()) == names

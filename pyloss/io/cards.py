@@ -18,6 +18,8 @@ CARD_FILE = "README.md"
 
 _MARK = "<!-- pyloss model card, sha256 {} -->\n"
 _MARKED = re.compile(r"(.*)" + re.escape(_MARK).replace(re.escape("{}"), "([0-9a-f]{64})"), re.S)
+# Also where text was added behind the line.
+_LAST_LINE = re.compile(re.escape(_MARK.strip()).replace(re.escape("{}"), "[0-9a-f]{64}"))
 
 
 def marked(text: str) -> str:
@@ -37,6 +39,15 @@ def has_own_card(folder: Path) -> bool:
         return is_unedited(read_text(folder / CARD_FILE))
     except (FormatError, OSError):  # none, or no text: a folder, another encoding
         return False
+
+
+def is_edited_card(folder: Path) -> bool:
+    """Whether the folder's README.md is a card of pyloss's that was edited."""
+    try:
+        text = read_text(folder / CARD_FILE)
+    except (FormatError, OSError):
+        return False
+    return not is_unedited(text) and _LAST_LINE.search(text) is not None
 
 
 def write_card(folder: Path, text: str) -> bool:

@@ -58,7 +58,10 @@ def main() -> None:
         config.pop("quantization_config", None)
     save(folder, args.model, model, tokenizer, config, donate_model=False)
     if args.export_gguf:
-        exporting.export(model, folder / args.gguf_path, "gguf", tokenizer.plain, type="f16")
+        # As mlx.core.save_gguf, which adds the ending.
+        ending = "" if args.gguf_path.endswith(".gguf") else ".gguf"
+        path = folder / f"{args.gguf_path}{ending}"
+        exporting.export(model, path, "gguf", tokenizer.plain, type="f16")
 
 
 if __name__ == "__main__":

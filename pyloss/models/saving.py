@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pyloss.io.bars import bar, watched
-from pyloss.io.cards import CARD_FILE, has_own_card
+from pyloss.io.cards import CARD_FILE, has_own_card, is_edited_card
 from pyloss.io.files import check_target, user_path, write_json, write_safetensors
 from pyloss.io.outputs import output
 from pyloss.models.config.families import Family
@@ -23,6 +24,8 @@ from pyloss.nn import Linear, plain_parameters
 from pyloss.runtime.device import to_device
 from pyloss.weights.stack import WeightStack
 from pyloss.weights.weight import Weight
+
+log = logging.getLogger("pyloss")
 
 #: Float formats by their names in configurations.
 DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
@@ -135,11 +138,17 @@ def save_model(
     if "quantization" not in config:  # mlx keeps experts stacked
         tensors = dict(_single_experts(tensors, model))
     folder = user_path(path)
+    replaced = (folder / "config.json").exists()
     with output(folder, _model_files(folder, tokenizer is not None), overwrite):
         _write_tensors(folder, tensors, _metadata(config), shard_size)
         write_json(folder / "config.json", config)
         if tokenizer is not None:
             tokenizer.save(folder)
+    if replaced and is_edited_card(folder):
+        log.warning(
+            "kept %s, which you edited: it is the card of the model that was there before",
+            folder / CARD_FILE,
+        )
 
 
 def model_patterns() -> tuple[str, ...]:

@@ -228,6 +228,18 @@ def test_a_folder_is_not_named_like_a_file(project, capsys, argv):
         ([*EXPORT, "gguf", "--dequantize", "--output", "new/"], "new/ is named like a folder"),
         (["quantize", "none", "--to", "q4_0", "--output", "new/"], "new/ is named like a folder"),
         (
+            ["quantize", "none", "--to", "q4_0", "--output", "new"],
+            "new: a GGUF file is written: give a name that ends in .gguf, such as new.gguf",
+        ),
+        (
+            [*EXPORT, "gguf", "--adapter-only", "--output", "lora.v2"],
+            "give a name that ends in .gguf, such as lora.v2.gguf",
+        ),
+        (
+            ["fuse", "--model", "none", "--export-gguf", "q4_0", "--gguf-path", "new"],
+            "new: a GGUF file is written: give a name that ends in .gguf",
+        ),
+        (
             ["eval", "--data", "data", "--metric", "f1", "--output", "answers.csv"],
             "is named like a table, and a file of JSON lines is written",
         ),

@@ -55,6 +55,22 @@ def test_a_card_goes_with_its_model(tmp_path):
     ]
 
 
+def test_an_edited_card_stays_and_is_said_to_be_of_the_model_before(tmp_path, capsys):
+    place = tmp_path / "made"
+    said = f"kept {place / 'README.md'}, which you edited: it is the card of the model that was"
+    assert main([*FUSE, str(place)]) == 0
+    card = (place / "README.md").read_text()
+    convert = ["convert", "--model", "base", "--output", str(place)]
+    for edited in (card.replace("# made", "# mine"), card + "more"):
+        (place / "README.md").write_text(edited)
+        assert main(convert) == 0
+        assert said in capsys.readouterr().err
+        assert (place / "README.md").read_text() == edited
+    (place / "README.md").write_text("notes of the user's own")
+    assert main(convert) == 0
+    assert "which you edited" not in capsys.readouterr().err
+
+
 def test_a_base_on_the_hub_can_be_named(tmp_path):
     assert main([*FUSE, str(tmp_path / "made"), "--hf-path", "o/base"]) == 0
     assert 'base_model: "o/base"' in (tmp_path / "made" / "README.md").read_text()

@@ -96,7 +96,7 @@ def test_a_report(made, tmp_path, columns):
 
 LONG = {
     "quantize": (["--to", "q4", "--group-size", "32", "--output"], "quantizing to q4"),
-    "export": (["--to", "gguf", "--type", "q8_0", "--output"], "writing made"),
+    "export": (["--to", "gguf", "--type", "q8_0", "--output"], "writing made.gguf"),
     "convert": (["--dequantize", "--output"], "converting to float32"),
     "fuse": (["--adapter-path", "adapters", "--save-path"], "merging the adapter"),
 }
@@ -107,7 +107,8 @@ LONG = {
 def test_long_work_shows_what_is_done(made, tmp_path, command, columns):
     more, text = LONG[command]
     model = "base" if command != "convert" else "base.gguf"
-    argv = [command, "--model", model, *more, str(tmp_path / "made")]
+    place = tmp_path / ("made.gguf" if command == "export" else "made")
+    argv = [command, "--model", model, *more, str(place)]
     run = ran(argv, columns, made)
     no_bar_stays(run)
     drawn = [state.split(":")[0].strip() for state in bars(run)]

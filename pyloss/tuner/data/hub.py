@@ -105,7 +105,10 @@ def rows_of(name: str, /, **options: Any) -> Any:
             f"{missing}; if {meant}, they are read with the package datasets: "
             'pip install "pyloss[hub]"'
         ) from e
-    log.info("Loading the Hugging Face dataset %s", name)
+    if there:
+        log.info("Loading %s, a folder in the Hugging Face hub's layout", name)
+    else:
+        log.info("There is no folder %s here: loading that dataset from the Hugging Face hub", name)
     try:
         return datasets.load_dataset(name, **options)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as e:
