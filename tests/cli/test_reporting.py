@@ -8,8 +8,10 @@ import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny_project
+from PIL import Image
 from tiny_commands import fails
 
 from pyloss.cli import main
@@ -145,14 +147,15 @@ def test_wrong_calls_are_one_line(project, capsys):
     fails(capsys, ["report", "run", "--prompts", "0"], "--prompts is 0")
 
 
-FRAME = """<!doctype html><iframe id="f" style="width:{width}px;height:900px;border:0"
+FRAME = """<!doctype html><body style="margin:0"><iframe id="f"
+style="width:{width}px;height:900px;border:0"
 srcdoc="{page}"></iframe><p id="said"></p><script>
 f.onload = () => {{
   const root = f.contentDocument.documentElement;
   const svg = f.contentDocument.querySelector("svg").getBoundingClientRect();
   const shown = [...f.contentDocument.querySelectorAll("section")].filter(s => s.offsetHeight > 20);
-  said.textContent = [root.scrollWidth - root.clientWidth, Math.round(svg.width), Math.round(svg.height),
-    shown.length].join(" ");
+  said.textContent = [root.scrollWidth - root.clientWidth, Math.round(svg.left),
+    Math.round(svg.top), Math.round(svg.width), Math.round(svg.height), shown.length].join(" ");
 }};
 </script>"""
 
@@ -167,18 +170,24 @@ def test_a_browser_shows_the_page_at_two_widths(project, tmp_path, width):
         [
             *(BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1300,1000"),
             *("--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}"),
-            *("--virtual-time-budget=5000", "--dump-dom", frame.as_uri()),
+            *("--virtual-time-budget=5000", f"--screenshot={tmp_path / 'page.png'}"),
+            *("--dump-dom", frame.as_uri()),
         ],
         capture_output=True,
         text=True,
         timeout=120,
     )
-    found = re.search(r'<p id="said">(\d+) (\d+) (\d+) (\d+)</p>', done.stdout)
+    found = re.search(r'<p id="said">([\d ]+)</p>', done.stdout)
     assert found, done.stderr[-2000:]
-    across, wide, high, sections = map(int, found.groups())
+    across, left, top, wide, high, sections = map(int, found[1].split())
     assert not across and sections == 7
     assert 200 < wide <= width and high > 100
     assert "CONSOLE" not in done.stderr, done.stderr
+    screen = np.asarray(Image.open(tmp_path / "page.png").convert("RGB"))
+    assert (screen[:, width:] == 255).all() and not (screen[:, :width] == 255).all()
+    color = re.search(r"--s0: #(\w{6})", page)[1]
+    chart = screen[top : top + high, left : left + wide]
+    assert (chart == list(bytes.fromhex(color))).all(axis=2).sum() > 20  # a curve is drawn
 
 
 def test_data_that_lie_elsewhere_are_not_looked_for_on_the_hub(project, capsys, tmp_path):
