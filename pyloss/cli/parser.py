@@ -29,8 +29,16 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see {self.prog} --help)")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Refuses unknown arguments in the command's own parser, which knows its name and flags."""
+        """Refuses unknown arguments in the command's own parser, which knows its name and flags.
+
+        Words such as KEY=VALUE may stand before, between and after flags.
+        """
         found, rest = super().parse_known_args(args, namespace)
+        words = [each for each in self._actions if not each.option_strings and each.nargs == "*"]
+        if words and rest and not any(text.startswith("-") for text in rest):
+            # argparse gives such an argument only the first of the groups that flags separate.
+            setattr(found, words[0].dest, [*getattr(found, words[0].dest), *rest])
+            rest = []
         if rest:
             flags = [text for text in rest if text.startswith("-")]
             known = [

@@ -65,7 +65,10 @@ def steps_text(steps: Steps, index: int, vocab_size: int, color: bool = False) -
     for begin in range(0, len(heads), together):
         group = range(begin, min(begin + together, len(heads)))
         lines.append("   ".join(f"{heads[n]:<{room}}" for n in group).rstrip())
-        for row in range(0, len(given), side):
+        # Lines that are empty in all grids, such as ARC's padding, are left out.
+        filled = np.array([np.array(symbols)[tokens[n]] != " " for n in group]).any(0)
+        last = int(np.flatnonzero(filled)[-1]) if filled.any() else 0
+        for row in range(0, last + 1, side):
             parts = []
             for n in group:
                 cells = [f"{symbols[t]:>{width}}" for t in tokens[n][row : row + side]]

@@ -165,22 +165,27 @@ class RecursiveSettings:
         return {"arch": self.arch, **lists, **self.training}
 
 
+def check_arch(arch: Mapping[str, Any], **sizes: Any) -> RecursiveConfig:
+    """The checked settings of an architecture, as `make_model` takes them."""
+    for name in FROM_DATA:
+        if name in arch and name in sizes and arch[name] != sizes[name]:
+            raise ValueError(
+                f"{name} is {shown(arch[name])} in the settings and {sizes[name]} in the data"
+            )
+    _kind(arch)
+    _loss_type(arch)
+    return RecursiveConfig.of(arch, **sizes)
+
+
 def make_model(arch: Mapping[str, Any], **sizes: Any) -> RecursiveModel:
     """The model of an architecture, with new weights.
 
     `sizes` are `seq_len`, `vocab_size`, `num_puzzle_identifiers` of the data, and `batch_size`. A
     size that the architecture has, too, must be the same.
 
-    Raises ValueError naming the key.
+    Raises ValueError or TypeError naming the key.
     """
-    for name in FROM_DATA:
-        if name in arch and name in sizes and arch[name] != sizes[name]:
-            raise ValueError(
-                f"{name} is {shown(arch[name])} in the settings and {sizes[name]} in the data"
-            )
-    kind = _kind(arch)
-    _loss_type(arch)
-    return kind(RecursiveConfig.of(arch, **sizes))
+    return _kind(arch)(check_arch(arch, **sizes))
 
 
 def make_head(arch: Mapping[str, Any], **sizes: Any) -> Any:
@@ -225,6 +230,8 @@ def read_settings(path: PathLike | None = None, words: Iterable[str] = ()) -> Re
     _check_known(arch, _ARCH, f"{source}: arch.")
     _check_known(rest, (*_OWN, *WITHOUT_EFFECT), f"{source}: ")
     unused = [key for key in WITHOUT_EFFECT if rest.get(key) not in (None, [])]
+    if arch.get("forward_dtype") not in (None, "float32"):
+        unused.append("forward_dtype (--precision sets the products' precision)")
     training = {key: rest[key] for key in _TRAINING if rest.get(key) is not None}
     others: dict[str, Any] = {
         key: _paths(rest[key], key) for key in _LISTS if rest.get(key) is not None

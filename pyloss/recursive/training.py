@@ -210,6 +210,8 @@ class RecursiveRun:
                 held.callback(display.close)
                 for line in (*notes, self._plan()):
                     display.line(line)
+                if self.progress.round >= args.rounds:
+                    display.line("the run is finished: more epochs would train it further")
             if self.callback is not None:
                 reports.reporters.append(self.callback)
             was_training = self.head.training
@@ -285,6 +287,10 @@ class RecursiveRun:
                 self._evaluate()
             with uninterrupted():
                 p.round, p.taken = p.round + 1, 0
+            if p.round == args.rounds:
+                # Before the save: a finished run that is resumed has nothing left to report.
+                self.reports.ending = True
+                self._report()
             self._save()
         return False
 

@@ -97,6 +97,8 @@ def test_weights_to_begin_with(place, capsys):
         (("--data", "puzzles", "name=trm"), "lack global_batch_size and epochs"),
         (("-c", "c.yaml", "--data", "puzzles", "lerning_rate=1"), "is not known"),
         (("-c", "c.yaml", "--data", "puzzles", "halt_max_steps=0"), "halt_max_steps is 0"),
+        (("-c", "c.yaml", "--data", "puzzles", "lr=abc"), "lr is 'abc'; it must be a finite"),
+        (("-c", "c.yaml", "--data", "puzzles", "L_cycles=2.5"), "L_cycles is 2.5; it must be"),
         (("-c", "c.yaml", "--data", "puzzles", "vocab_size=9"), "vocab_size is 9 in the settings"),
         (("--test-only", "--resume", "-c", "c.yaml"), "give one of them"),
         (("--test-only", "-c", "c.yaml", "--data", "puzzles"), "no recursive model in"),
@@ -114,3 +116,26 @@ def test_data_without_a_test_split(place, capsys):
     assert main([*RUN, "--output", "run"]) == 0
     assert "no split test" in capsys.readouterr().err
     assert not (place / "run" / "evaluation.json").exists()
+
+
+def test_pictures_without_a_test_split_are_refused_before_the_training(place, capsys):
+    (place / "puzzles" / "test").rename(place / "puzzles" / "later")
+    assert main([*RUN, "--show"]) == 2
+    assert "--show and --picture need the test split" in capsys.readouterr().err
+    assert not (place / "recursive").exists()
+
+
+def test_words_stand_between_flags(place, capsys):
+    words = ("epochs=2", "--output", "run", "L_cycles=2", "eval_interval=1", "-q", "lr=0.5")
+    assert main([*RUN, *words]) == 0
+    config = (place / "run" / "config.yaml").read_text()
+    assert "L_cycles: 2" in config and "epochs: 2" in config and "lr: 0.5" in config
+    assert "unrecognized arguments: --lr (" in fails(capsys, *RUN[1:], "--lr", "lr=1")
+
+
+def test_another_test_set_beside_data(place, capsys):
+    (place / "puzzles" / "test").rename(place / "later")
+    (place / "other").mkdir()
+    (place / "later").rename(place / "other" / "test")
+    assert main([*RUN, "data_paths_test=[other]"]) == 0
+    assert "exact accuracy" in capsys.readouterr().out

@@ -138,6 +138,19 @@ def test_a_puzzle_as_text():
     assert "wrong" not in steps_text(Steps(**vars(unknown)), 0, 6)
 
 
+def test_lines_that_are_empty_in_all_grids_are_left_out():
+    padded = np.zeros((1, 36), int)
+    padded[0, [0, 1, 6, 7]] = 4, 5, 6, 7  # ARC: 2 x 2 in 6 x 6
+    answer = padded.copy()
+    answer[0, 12] = 3
+    text = steps_text(Steps(padded, answer[None], np.array([[0.5]]), answer), 0, 12)
+    assert [line.split() for line in text.split("\n")[1:]] == [
+        ["2", "3", "2", "3"],
+        ["4", "5", "4", "5"],
+        ["1"],
+    ]
+
+
 def test_a_puzzle_as_svg():
     picture = ElementTree.fromstring(steps_svg(solved(), 0, 6))
     texts = ["".join(text.itertext()) for text in picture.iter("{http://www.w3.org/2000/svg}text")]

@@ -96,7 +96,8 @@ def test_the_authors_files(files):
     assert (args.global_batch_size, args.lr, args.puzzle_emb_lr) == (768, 1e-4, 1e-2)
     assert args.rounds == 10 and args.checkpoint_every_eval and not args.ema
     assert found.data_paths == ["data/arc-aug-1000"] and not found.data_paths_test
-    assert found.unused == ["hydra"] and found.evaluators == ["arc@ARC"]
+    assert found.unused[0] == "hydra" and found.unused[1].startswith("forward_dtype (--precision")
+    assert len(found.unused) == 2 and found.evaluators == ["arc@ARC"]
     assert isinstance(model, TRM) and model.config.puzzle_emb_ndim == 64
     assert model.config.tokens == 9 + 16 and model.config.L_cycles == 6
 

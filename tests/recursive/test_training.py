@@ -126,6 +126,15 @@ def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path, changes):
 TIMES = ("seconds", "val_time", "iterations_per_second", "tokens_per_second", "peak_memory")
 
 
+def test_a_finished_run_that_is_resumed_reports_nothing_twice(tmp_path, capsys):
+    train(folder=tmp_path)
+    metrics = (tmp_path / "metrics.jsonl").read_bytes()
+    _, result = train(folder=tmp_path, resume=True, progress=True)
+    out = capsys.readouterr().out
+    assert "the run is finished" in out and "s/update" not in out
+    assert (tmp_path / "metrics.jsonl").read_bytes() == metrics and result.updates == 8
+
+
 def test_frozen_weights_stay_and_embeddings_move():
     head, _ = train(freeze_weights=True)
     pyloss.random.seed(0)

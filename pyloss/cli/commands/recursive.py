@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,13 @@ from pyloss.recursive.data.arc_votes import ArcVotes
 from pyloss.recursive.evaluation import RecursiveEvaluation, evaluate_recursive, steps_of
 from pyloss.recursive.pictures import steps_svg, steps_text
 from pyloss.recursive.run_files import CONFIG_FILE, load_recursive
-from pyloss.recursive.settings import FROM_DATA, RecursiveSettings, make_head, read_settings
+from pyloss.recursive.settings import (
+    FROM_DATA,
+    RecursiveSettings,
+    check_arch,
+    make_head,
+    read_settings,
+)
 from pyloss.recursive.training import train_recursive as run
 from pyloss.runtime import precision
 from pyloss.tuner.callbacks import get_reporting_callbacks
@@ -35,15 +42,19 @@ def train_recursive(flags: Flags) -> int:
         if flags["resume"]:
             raise ValueError("--resume trains on, and --test-only does not train: give one of them")
         return _test(flags, settings, folder, show)
-    args = settings.args()
+    with _values_of_a_file():
+        args = settings.args()
     check_target(folder, folder=True)
     train_set, test_set = _data(settings)
+    _check_shown(test_set, show, flags["picture"])
+    sizes = {name: getattr(train_set, name) for name in FROM_DATA}
+    with _values_of_a_file():
+        check_arch(settings.arch, **sizes, batch_size=args.global_batch_size)
     head = None
     if settings.load_checkpoint is not None:
-        sizes = {name: getattr(train_set, name) for name in FROM_DATA}
         head = make_head(settings.arch, **sizes, batch_size=args.global_batch_size)
         load_checkpoint(head.model, settings.load_checkpoint)
-    if head is not None:
+        # Said after all checks: a refused run prints its error alone.
         say(f"starting from {settings.load_checkpoint}")
     if settings.unused:
         say(f"note: without effect here: {', '.join(settings.unused)}")
@@ -88,7 +99,9 @@ def _settings(flags: Flags) -> tuple[RecursiveSettings, Path]:
         if flags[name] is not None:
             settings.training[name] = flags[name]
     if flags["data"] is not None:
-        settings.data_paths, settings.data_paths_test = [flags["data"]], []
+        named = any(word.lstrip("+").startswith("data_paths_test=") for word in flags["settings"])
+        settings.data_paths = [flags["data"]]
+        settings.data_paths_test = settings.data_paths_test if named else []
     if flags["load_checkpoint"] is not None:
         settings.load_checkpoint = flags["load_checkpoint"]
     return settings, user_path(flags["output"] or settings.checkpoint_path or FOLDER)
@@ -144,12 +157,25 @@ def _print(found: RecursiveEvaluation) -> None:
             out(f"{name} {number:.2%}")
 
 
+def _check_shown(test_set: Any, count: int, picture: str | None) -> None:
+    """Refuses --show and --picture without puzzles, before a run trains for hours."""
+    if test_set is None and (count or picture is not None):
+        raise ValueError("--show and --picture need the test split of the data")
+
+
+@contextmanager
+def _values_of_a_file() -> Iterator[None]:
+    """Makes TypeErrors in the block ValueErrors: the values come from a file or from words."""
+    try:
+        yield
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+
+
 def _show(head: Any, test_set: Any, count: int, picture: str | None) -> None:
     """Prints puzzles being solved, and draws the first one."""
     if not count and picture is None:
         return
-    if test_set is None:
-        raise ValueError("--show and --picture need the test split of the data")
     rows = min(max(count, 1), len(test_set))
     batch = next(iter(test_set.batches(rows, train=False)))
     model = head.model
