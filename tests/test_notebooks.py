@@ -17,7 +17,7 @@ FOLDER = Path(__file__).parents[1] / "examples" / "notebooks"
 NAMES = ("fine_tune", "distil", "own_loss", "sudoku", "look_inside")
 # What replaces the parameters of each.
 SMALL = {
-    "fine_tune": "ITERATIONS, VALID, TEST = 2, 2, 2",
+    "fine_tune": "ITERATIONS, VALID, TEST = 2, 2, 3",
     "distil": "STEPS, ITERATIONS, TOKENS = 20, 1, 8",
     "own_loss": "ITERATIONS, PROMPTS, LENGTH = 1, 4, 8",
     "sudoku": "UPDATES, PUZZLES = 12, 64",
