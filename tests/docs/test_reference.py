@@ -74,7 +74,11 @@ def test_every_package_with_public_names_is_in_the_reference():
     packages = {"pyloss"}
     for each in pkgutil.walk_packages(pyloss.__path__, "pyloss."):
         if each.ispkg and not f"{each.name}.".startswith(tuple(f"{p}." for p in LEFT_OUT)):
-            if hasattr(importlib.import_module(each.name), "__all__"):
+            try:
+                package = importlib.import_module(each.name)
+            except ImportError:  # where an extra is missing
+                continue
+            if hasattr(package, "__all__"):
                 packages.add(each.name)
     assert packages <= set(MODULES), sorted(packages - set(MODULES))
     shown = [
