@@ -8,6 +8,7 @@ from random import Random
 import numpy as np
 
 from pyloss.checks.numbers import real, whole
+from pyloss.recursive.data.making import ATTEMPTS, different
 from pyloss.recursive.data.maze import (
     GOAL,
     LARGEST,
@@ -19,7 +20,6 @@ from pyloss.recursive.data.maze import (
     solve_maze,
 )
 
-_ATTEMPTS = 500
 #: Starts that are tried in a maze.
 _STARTS = 4
 
@@ -55,29 +55,16 @@ def maze_puzzles(
     if least > most:
         raise ValueError(f"min_path is {least}; a maze of {size} x {size} has at most {most} steps")
     share = real(openings, "openings", 0, 1)
-    return _puzzles(count, size, least, share, whole(seed, "seed", 0))
+    rng = Random(whole(seed, "seed", 0))
 
+    def refusal(made: int) -> str:
+        return (
+            f"{ATTEMPTS} mazes of {size} x {size} gave no{' new' * bool(made)} one with one "
+            f"shortest way of {least} steps or more, after {made}: ask for fewer mazes, a smaller "
+            "min_path or fewer openings"
+        )
 
-def _puzzles(
-    count: int | None, size: int, least: int, openings: float, seed: int
-) -> Iterator[Maze]:
-    rng, seen = Random(seed), set()
-    made = failed = 0
-    while count is None or made < count:
-        maze = _attempt(rng, size, least, openings)
-        key = None if maze is None else maze.question.tobytes()
-        if maze is None or key in seen:
-            failed += 1
-            if failed == _ATTEMPTS:
-                raise ValueError(
-                    f"{_ATTEMPTS} mazes of {size} x {size} gave no{' new' * bool(made)} one with "
-                    f"one shortest way of {least} steps or more, after {made}: ask for fewer "
-                    "mazes, a smaller min_path or fewer openings"
-                )
-            continue
-        seen.add(key)
-        made, failed = made + 1, 0
-        yield maze
+    return different(lambda: _attempt(rng, size, least, share), count, refusal)
 
 
 def _attempt(rng: Random, size: int, least: int, openings: float) -> Maze | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from random import Random
 
 from pyloss.checks.numbers import shown, whole
+from pyloss.recursive.data.making import ATTEMPTS, different
 from pyloss.recursive.data.sudoku import Sudoku
 from pyloss.recursive.data.sudoku_search import BOXES, Board, board, search
 
@@ -14,8 +15,6 @@ from pyloss.recursive.data.sudoku_search import BOXES, Board, board, search
 DIFFICULTIES = {"easy": (0, 0), "medium": (0, 0), "hard": (1, 9), "extreme": (10, None)}
 #: The most empty cells that leave one solution.
 MOST_EMPTY = {4: 12, 6: 28, 9: 64}
-#: Grids without a new puzzle after which a request is given up.
-_ATTEMPTS = 500
 
 
 def sudoku_puzzles(
@@ -56,31 +55,17 @@ def sudoku_puzzles(
                 f"empty is {empty}; a {size} x {size} Sudoku with one solution has at most "
                 f"{MOST_EMPTY[size]} empty cells"
             )
-    return _puzzles(count, size, empty, difficulty, whole(seed, "seed", 0))
+    on, rng = board(size), Random(whole(seed, "seed", 0))
 
+    def refusal(made: int) -> str:
+        wanted = "" if difficulty is None else f" {difficulty}"
+        cells = "" if empty is None else f" with {empty} empty cells"
+        return (
+            f"{ATTEMPTS} grids gave no{' new' * bool(made)}{wanted} puzzle of {size} x "
+            f"{size}{cells} after {made}: ask for fewer puzzles, or change empty or difficulty"
+        )
 
-def _puzzles(
-    count: int | None, size: int, empty: int | None, difficulty: str | None, seed: int
-) -> Iterator[Sudoku]:
-    on, rng, seen = board(size), Random(seed), set()
-    made = failed = 0
-    while count is None or made < count:
-        puzzle = _attempt(on, rng, empty, difficulty)
-        key = None if puzzle is None else puzzle.question.tobytes()
-        if puzzle is None or key in seen:
-            failed += 1
-            if failed == _ATTEMPTS:
-                wanted = "" if difficulty is None else f" {difficulty}"
-                cells = "" if empty is None else f" with {empty} empty cells"
-                raise ValueError(
-                    f"{_ATTEMPTS} grids gave no{' new' * bool(made)}{wanted} puzzle of {size} x "
-                    f"{size}{cells} after {made}: ask for fewer puzzles, "
-                    "or change empty or difficulty"
-                )
-            continue
-        seen.add(key)
-        made, failed = made + 1, 0
-        yield puzzle
+    return different(lambda: _attempt(on, rng, empty, difficulty), count, refusal)
 
 
 def _attempt(on: Board, rng: Random, empty: int | None, difficulty: str | None) -> Sudoku | None:
