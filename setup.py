@@ -84,8 +84,10 @@ AMX_FLAGS = ["-mamx-tile", "-mamx-bf16"]
 
 # What kernels/kernels.tpl.h compiles of an instruction set at a time, the longest first.
 UNITS = ["products", "losses", "layers", "int8", "maps", "table"]
-# int8's code for each format is in vectors as it stands: more than -O2 doubles its size.
-UNIT_FLAGS = {"int8": ["-O2"]}
+# Where -O2 is as fast as -O3, for it is smaller: int8's code for each format by half.
+SMALL = [("int8", isa) for isa in ISA_FLAGS]
+SMALL += [(unit, "avx512") for unit in ("products", "losses", "maps")]
+SMALL += [(unit, "baseline") for unit in ("losses", "layers", "maps")]
 
 SOURCES = sorted(
     path
@@ -192,7 +194,7 @@ class BuildKernels(build_ext):
         jobs = [
             (
                 f"csrc/kernels/isa_{isa}.c",
-                [*flags, *UNIT_FLAGS.get(unit, []), f"-DPL_UNIT_{unit.upper()}"],
+                [*flags, *(["-O2"] if (unit, isa) in SMALL else []), f"-DPL_UNIT_{unit.upper()}"],
                 os.path.join(self.build_temp, unit),
             )
             for unit in UNITS
@@ -201,7 +203,7 @@ class BuildKernels(build_ext):
         jobs += [
             (
                 f"csrc/kernels/isa_{isa}.c",
-                [*flags_of[isa], flag, *UNIT_FLAGS["int8"], "-DPL_UNIT_INT8", "-DPL_DOTS"],
+                [*flags_of[isa], flag, "-O2", "-DPL_UNIT_INT8", "-DPL_DOTS"],
                 os.path.join(self.build_temp, "int8_dots"),
             )
             for isa, flag in dots.items()

@@ -20,9 +20,9 @@ static NOINLINE float gemv_branch(const gemm *g, const float *low, int64_t o) {
 }
 
 /* Stores element (i, o) of C: `sum` over the depths before k, then the other depths, whose B is in
- * `tail`. Each rounding is fixed, so that the bits do not depend on where this is inlined. */
-INLINE void gemv_store(const gemm *g, int64_t i, int64_t o, float sum, const float *tail,
-                       int64_t k) {
+ * `tail`. Not inlined: it would be a fifth of the code of all instances below. */
+static NOINLINE void gemv_store(const gemm *g, int64_t i, int64_t o, float sum, const float *tail,
+                                int64_t k) {
     const float factor = g->b_row_factor ? g->a.factor * g->b_row_factor[o] : g->a.factor;
     for (int64_t l = 0; l < g->k - k; l++)
         sum = f_fma(tail[l], g->a.data[i * g->a.stride + k + l], sum);
