@@ -86,8 +86,9 @@ AMX_FLAGS = ["-mamx-tile", "-mamx-bf16"]
 UNITS = ["products", "losses", "layers", "int8", "maps", "table"]
 # Where -O2 is as fast as -O3, for it is smaller: int8's code for each format by half.
 SMALL = [("int8", isa) for isa in ISA_FLAGS]
-SMALL += [(unit, "avx512") for unit in ("products", "losses", "maps")]
-SMALL += [(unit, "baseline") for unit in ("losses", "layers", "maps")]
+if X86:
+    SMALL += [(unit, "avx512") for unit in ("products", "losses", "maps")]
+    SMALL += [(unit, "baseline") for unit in ("losses", "layers", "maps")]
 
 SOURCES = sorted(
     path
