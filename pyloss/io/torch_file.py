@@ -84,6 +84,14 @@ class _Archive:
                 "torch wrote it before version 1.6; write it again: "
                 "torch.save(torch.load(file, weights_only=True), file)",
             )
+        if self.bytes[:1].tobytes() == b"\x80":
+            raise FormatError(
+                path,
+                None,
+                "a pickle without the archive of torch.save: reading it could execute code. Where "
+                "you trust it, write its tensors again: "
+                "torch.save(pickle.load(open(file, 'rb')), file)",
+            )
         try:
             with zipfile.ZipFile(path) as archive:
                 entries = archive.infolist()

@@ -223,7 +223,11 @@ def read_settings(path: PathLike | None = None, words: Iterable[str] = ()) -> Re
         (arch if key in _ARCH else rest)[_NAMES.get(key, key)] = value
     for key, value in given.items():
         name = _NAMES.get(key, key.removeprefix("arch."))
-        (arch if key.startswith("arch.") or name in _ARCH else rest)[name] = value
+        inner = key.startswith("arch.") or name in _ARCH
+        if name != "loss.loss_type":
+            prefix = "KEY=VALUE: arch." if inner else "KEY=VALUE: "
+            _check_known({name: value}, _ARCH if inner else (*_OWN, *WITHOUT_EFFECT), prefix)
+        (arch if inner else rest)[name] = value
     loss_type = arch.pop("loss.loss_type", None)
     if loss_type is not None:
         arch["loss"] = {**_mapping_of(arch.get("loss", {})), "loss_type": loss_type}

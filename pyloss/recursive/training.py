@@ -345,13 +345,14 @@ class RecursiveRun:
         p = self.progress
         if p.reported_at == p.iteration:
             return
-        puzzles = max(p.sums.get("count", 0.0), 1.0)
+        ended = p.sums.get("count", 0.0)
         trained = p.loss_weight * self.args.global_batch_size
         more = {
-            name: number / (trained if name.endswith("loss") else puzzles)
+            name: number / (trained if name.endswith("loss") else max(ended, 1.0))
             for name, number in p.sums.items()
             if name != "count"
         }
+        more["puzzles"] = ended
         if self.args.freeze_weights:
             more["learning_rate"] = self.puzzle_optimizer.learning_rate
         p.sums = {}
@@ -435,9 +436,11 @@ class _Lines(ProgressReporter):
     def on_train_loss_report(self, train_info: Info) -> None:
         i = train_info
         left = i.get("seconds_left", 0.0)
+        solved = f"exact {i.get('exact_accuracy', 0.0):.1%}, steps {i.get('steps', 0.0):.1f}"
+        if not i.get("puzzles"):
+            solved = "no puzzle has ended"
         self.line(
-            f"update {i['iteration']}/{self.total}: train loss {i['train_loss']:.4f}, "
-            f"exact {i.get('exact_accuracy', 0.0):.1%}, steps {i.get('steps', 0.0):.1f}, "
+            f"update {i['iteration']}/{self.total}: train loss {i['train_loss']:.4f}, {solved}, "
             f"learning rate {i['learning_rate']:.3e}, "
             f"{1 / max(i['iterations_per_second'], 1e-9):.3f} s/update, "
             f"peak memory {i['peak_memory']:.2f} GB"

@@ -120,6 +120,7 @@ NAME = b"ctorch._utils\n_rebuild_tensor_v2\n"
             b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.rest",
             "torch wrote it before version 1.6; writ",
         ),
+        (pickle.dumps({"a": 1}), "a pickle without the archive of torch.save"),
         (b"PK", "truncated, or not a file of torch.save"),
         (torch_files.torch_file({"a": X})[:-40], "truncated, or not a file of torch.save"),
         (archive(program({}), {}).replace(b"data.pkl", b"data.pkk"), "it needs one data.pkl"),

@@ -135,6 +135,17 @@ def test_a_finished_run_that_is_resumed_reports_nothing_twice(tmp_path, capsys):
     assert (tmp_path / "metrics.jsonl").read_bytes() == metrics and result.updates == 8
 
 
+def test_a_line_says_where_no_puzzle_has_ended(capsys):
+    """Untrained heads do not halt: of three steps a puzzle ends in the third."""
+    _, result = train(epochs=2, steps_per_report=1, progress=True)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "train loss" in line]
+    assert [("no puzzle has ended" in line, "exact" in line) for line in lines[:3]] == [
+        *[(True, False)] * 2,
+        (False, True),
+    ]
+    assert list(result.history["puzzles"][:3]) == [0, 0, 4]
+
+
 def test_frozen_weights_stay_and_embeddings_move():
     head, _ = train(freeze_weights=True)
     pyloss.random.seed(0)
