@@ -35,7 +35,7 @@ help:
 	@echo '                    TESTS=tests/test_nn.py runs all of one file'
 	@echo 'make test-all       run every test; installs PyTorch, mlx-lm, ... to compare with'
 	@echo 'make docs           build the documentation site, build/docs'
-	@echo 'make readme         run every command of the README on the real model (15 minutes)'
+	@echo 'make readme         run every command of the README and docs/command_line.md (20 minutes)'
 	@echo 'make parity         install PyTorch, transformers, PEFT and mlx-lm, and compare with them'
 	@echo 'make lint           ruff, mypy, clang-format, line lengths, C with warnings as errors'
 	@echo 'make sanitize       run the tests of the C core under ASan and UBSan'

@@ -1,4 +1,4 @@
-"""The README's tour runs as written, and every shown command is valid."""
+"""Code of the README and the tour runs as written, and every shown command is valid."""
 
 import argparse
 import io
@@ -10,6 +10,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import pyloss
@@ -77,8 +78,12 @@ OF_COMMANDS = (
 WRITES = ("write_teacher", "output", "save_path")
 
 
-def blocks(language):
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+#: pages whose commands run as they stand, one after the other, in a copy of the repository
+RUN = ["README.md", "docs/command_line.md"]
+
+
+def blocks(page, language):
+    text = (ROOT / page).read_text(encoding="utf-8")
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.M | re.S)
 
 
@@ -128,21 +133,30 @@ def test_the_tour_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pytest.importorskip("gguf", reason="the tour writes GGUF files (test extra)")
     pyloss.random.seed(0)  # as in a new process
-    tour = blocks("python")
+    tour = blocks("docs/tour.md", "python")
     assert len(tour) >= 4
     names = {}
     for i, block in enumerate(tour):
-        exec(compile(block, f"README.md, block {i + 1}", "exec"), names)
+        exec(compile(block, f"tour.md, block {i + 1}", "exec"), names)
     assert (tmp_path / "adapters" / "adapters.safetensors").stat().st_size > 1 << 20
     # The exact answer needs one instruction set: after so few iterations others may differ.
     assert names["order"].startswith('{"tool":"light","room":"hall"')
     assert "Paris" in names["answer"]
 
 
+def test_the_readmes_code_runs():
+    names = {}
+    for block in blocks("README.md", "python"):
+        exec(compile(block, "README.md", "exec"), names)
+    # soft_targets of zeros: ln 3, and 1/3 of each row's mean, less its target
+    assert names["value"] == pytest.approx(np.log(3))
+    np.testing.assert_allclose(names["gradient"], (1 / 3 - np.eye(3)[:2]) / 2, rtol=1e-6)
+
+
 def test_the_commands_exist(capsys):
     shown = {line[0] for lines in SHOWN.values() for line in lines}
     assert shown == {name.removeprefix("pyloss ") for name in helps()} - {"pyloss"}
-    assert {line[0] for line in SHOWN["README.md"]} == shown
+    assert {line[0] for line in SHOWN["docs/command_line.md"]} == shown
     for command in shown:
         assert main([command, "--help"]) == 0
         assert "usage: pyloss" in capsys.readouterr().out
@@ -154,8 +168,8 @@ def test_every_command_shown_is_taken_and_names_what_is_there(place, monkeypatch
     from pyloss.tuner.run.settings import merge_settings
 
     monkeypatch.chdir(ROOT)
-    own = set() if place in ("README.md", "pyloss --help") else OWN
-    written = {"adapters"} if place != "README.md" else set()
+    own = set() if place in (*RUN, "pyloss --help") else OWN
+    written = {"adapters"} if place not in RUN else set()
     for line in SHOWN[place]:
         flags = vars(build_parser().parse_args(line))
         command = flags.pop("command")
@@ -194,7 +208,7 @@ def training(place):
     ]
 
 
-@pytest.mark.parametrize("place", ["README.md", "pyloss --help", "pyloss train --help"])
+@pytest.mark.parametrize("place", [*RUN, "pyloss --help", "pyloss train --help"])
 def test_training_lines_train(place):
     lines = [flags for flags in training(place) if flags["config"] is None]
     # With mlx-lm's default of 1e-5, so few iterations would have no effect.
@@ -203,8 +217,8 @@ def test_training_lines_train(place):
     ), lines
 
 
-def test_the_readmes_training_lines_keep_each_others_adapters():
-    folders = [flags["adapter_path"] or "adapters" for flags in training("README.md")]
+def test_training_lines_of_a_page_keep_each_others_adapters():
+    folders = [flags["adapter_path"] or "adapters" for flags in training("docs/command_line.md")]
     assert len(folders) == len(set(folders)) > 1
 
 
@@ -244,9 +258,10 @@ def test_commands_on_the_readers_own_files_run(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.skipif(
-    os.environ.get("PYLOSS_README") != "1", reason="trains the real model three times: make readme"
+    os.environ.get("PYLOSS_README") != "1", reason="trains the real model four times: make readme"
 )
-def test_the_readmes_commands_run_one_after_the_other(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("page", RUN)
+def test_the_commands_run_one_after_the_other(page, tmp_path, monkeypatch, capsys):
     try:
         pyloss.models.resolve_model("smollm2-135m")
     except FileNotFoundError as error:
@@ -255,7 +270,7 @@ def test_the_readmes_commands_run_one_after_the_other(tmp_path, monkeypatch, cap
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "stdin", io.StringIO("what is the weather in oslo\n"))
     answers, losses = [], []
-    for line in SHOWN["README.md"]:
+    for line in SHOWN[page]:
         capsys.readouterr()
         assert main(line) == 0, line
         said = capsys.readouterr().out
