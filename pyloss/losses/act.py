@@ -14,6 +14,7 @@ import numpy as np
 from pyloss.autograd.scope import no_grad
 from pyloss.autograd.tape import data
 from pyloss.checks.arrays import as_integers
+from pyloss.checks.numbers import real
 from pyloss.losses.public import (
     binary_cross_entropy_with_logits,
     compute_accuracy,
@@ -37,6 +38,8 @@ class ACTLossHead(Module):
     `model(**model_kwargs)` gives `(new_carry, outputs)` for a batch of B sequences:
 
     - `new_carry.current_data["labels"]` integers [B, T] in [0, V), -100 where nothing is predicted;
+      or [B, loops, T], targets of their own for each step: step i has those at i - 1, and steps
+      after the last have the last;
     - `new_carry.halted` bool [B], `new_carry.steps` integers [B]: which sequences end here, and
       after how many steps;
     - `outputs["logits"]` [B, T, V] and `outputs["q_halt_logits"]` [B] of any real type,
@@ -46,7 +49,7 @@ class ACTLossHead(Module):
     `loss_type` is "stablemax_cross_entropy", "softmax_cross_entropy", or a function `f(logits,
     labels, ignore_index=-100)` that gives losses [B, T], 0 where the label is -100.
 
-    The loss is `lm_loss + 0.5 (q_halt_loss + q_continue_loss)`, summed over the sequences:
+    The loss is `lm_loss + q_factor (q_halt_loss + q_continue_loss)`, summed over the sequences:
     `lm_loss` is each sequence's mean over its valid labels, the others are binary cross entropies
     of the q logits. q_halt's target is whether every valid label is predicted right at this step.
     q_continue's target is a constant, the first of these that exists:
@@ -75,6 +78,7 @@ class ACTLossHead(Module):
         loss_type: str | Callable,
         *,
         q_continue: bool | None = None,
+        q_factor: float = 0.5,
         padded_rows: str = "reference",
     ) -> None:
         super().__init__()
@@ -98,6 +102,7 @@ class ACTLossHead(Module):
         self.model = model
         self.loss_fn: Callable = loss_type if callable(loss_type) else _LOSSES[loss_type]
         self.q_continue = q_continue
+        self.q_factor = real(q_factor, "q_factor", 0)
         self.padded_rows = padded_rows
 
     def initial_carry(self, *args: Any, **kwargs: Any) -> Any:
@@ -128,21 +133,28 @@ class ACTLossHead(Module):
                 f"return_keys must be a sequence of names, not the string {return_keys!r}"
             )
         new_carry, outputs = self.model(**model_kwargs)
-        labels = as_integers(
+        given = as_integers(
             _given(new_carry.current_data, "labels", "new_carry.current_data"), "labels"
         )
         logits = _given(outputs, "logits", "the model's outputs")
-        if labels.ndim != 2 or np.ndim(data(logits)) != 3 or data(logits).shape[:2] != labels.shape:
+        shape = np.shape(data(logits))
+        if (
+            given.ndim not in (2, 3)
+            or len(shape) != 3
+            or shape[:2] != (given.shape[0], given.shape[-1])
+            or given.shape[1:-1] == (0,)
+        ):
             raise ValueError(
-                "logits must be [B, T, V] and labels [B, T], "
-                f"got shapes {data(logits).shape} and {labels.shape}"
+                "logits must be [B, T, V] and labels [B, T] or [B, loops, T], "
+                f"got shapes {shape} and {given.shape}"
             )
-        rows = labels.shape[:1]
+        rows = given.shape[:1]
+        steps = data(_per_row(new_carry.steps, "new_carry.steps", rows))
+        labels = given if given.ndim == 2 else _of_step(given, steps)
         q_halt = _per_row(
             _given(outputs, "q_halt_logits", "the model's outputs"), "q_halt_logits", rows
         )
         halted = data(_per_row(new_carry.halted, "new_carry.halted", rows)).astype(bool)
-        steps = data(_per_row(new_carry.steps, "new_carry.steps", rows))
 
         valid_count = (labels != IGNORE_INDEX).sum(-1)
         filled, divisor = valid_count > 0, np.maximum(valid_count, 1)
@@ -176,7 +188,8 @@ class ACTLossHead(Module):
         returned = {key: data(outputs[key]) for key in return_keys if key in outputs}
         if "preds" in return_keys and "preds" not in outputs:
             returned["preds"] = np.asarray(data(logits)).argmax(-1)
-        return new_carry, lm_loss + q_loss * 0.5, metrics, returned, bool(halted[kept].all())
+        loss = lm_loss + q_loss * self.q_factor
+        return new_carry, loss, metrics, returned, bool(halted[kept].all())
 
     def _q_continue_loss(
         self,
@@ -204,6 +217,12 @@ class ACTLossHead(Module):
         else:
             target = _sigmoid(np.maximum(data(q_halt), data(q_continue)))
         return _q_loss(q_continue, target, kept)
+
+
+def _of_step(labels: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """The labels [B, T] of the step that each sequence has made, of labels [B, loops, T]."""
+    step = np.clip(steps.astype(np.int64), 1, labels.shape[1])
+    return np.take_along_axis(labels, step[:, None, None] - 1, 1)[:, 0]
 
 
 def _q_loss(q_logits: Any, target: np.ndarray, kept: np.ndarray) -> Any:

@@ -74,7 +74,7 @@ def token_losses(kind, logits, labels):
     return np.where(labels == IGNORE, 0, -np.log(p))
 
 
-def reference(kind, padded, logits, q_halt, q_continue, target, carry):
+def reference(kind, padded, logits, q_halt, q_continue, target, carry, q_factor=0.5):
     """(loss, metrics); without `target` the loss has no q_continue term."""
     labels = carry.current_data["labels"]
     loss = lm_loss = q_halt_loss = q_continue_loss = 0
@@ -92,7 +92,7 @@ def reference(kind, padded, logits, q_halt, q_continue, target, carry):
             metrics["exact_accuracy"] += right == n
             metrics["q_halt_accuracy"] += (q_halt[i] >= 0) == (right == n)
             metrics["steps"] += carry.steps[i]
-    loss = lm_loss + 0.5 * (q_halt_loss + q_continue_loss)
+    loss = lm_loss + q_factor * (q_halt_loss + q_continue_loss)
     return loss, {
         **metrics,
         "lm_loss": lm_loss,
@@ -225,6 +225,30 @@ def test_ignored_padding_is_the_batch_without_it(kind):
         for gradient, wanted in zip(grads, want_grads):
             np.testing.assert_allclose(gradient[full], wanted, rtol=1e-14)
             assert not gradient[1].any()
+
+
+@pytest.mark.parametrize("q_factor", [0, 0.25, 2])
+def test_the_factor_of_the_q_losses(q_factor):
+    case = Case()
+    want, metrics = reference(
+        case.kind, case.padded, *case.values, case.target, case.carry, q_factor
+    )
+    _, loss, got, _, _ = case.head(q_factor=q_factor)(carry=case.carry, batch=case.outputs())
+    assert loss == pytest.approx(want, rel=1e-12) and got == pytest.approx(metrics, rel=1e-12)
+
+
+@pytest.mark.parametrize("padded", PADDED)
+def test_targets_of_their_own_for_each_step(padded):
+    """Sequences have made 1 to 4 steps; there are targets for 3, and the last holds on."""
+    case = Case(padded=padded)
+    of_step = np.maximum(np.minimum(case.carry.steps, 3), 1) - 1
+    rng = np.random.default_rng(5)
+    given = rng.integers(0, V, (B, 3, T))
+    given[np.arange(B), of_step] = case.carry.current_data["labels"]
+    want, metrics = reference(case.kind, padded, *case.values, case.target, case.carry)
+    case.carry.current_data["labels"] = given
+    _, loss, got, _, _ = case.head()(carry=case.carry, batch=case.outputs())
+    assert loss == pytest.approx(want, rel=1e-12) and got == pytest.approx(metrics, rel=1e-12)
 
 
 def test_padding_as_in_the_reference_has_the_target_one():
@@ -451,11 +475,15 @@ def test_a_model_that_looks_ahead_must_know_its_last_step():
         ),
         (
             lambda c, o: o.update(logits=np.zeros((B, V))),
-            r"logits must be \[B, T, V\] and labels \[B, T\], got shapes \(6, 7\)",
+            r"logits must be \[B, T, V\] and labels \[B, T\] or \[B, loops, T\], got shapes \(6, 7\)",
         ),
         (
             lambda c, o: c.current_data.update(labels=np.zeros(B, int)),
             r"got shapes \(6, 5, 7\) and \(6,\)",
+        ),
+        (
+            lambda c, o: c.current_data.update(labels=np.zeros((B, 0, T), int)),
+            r"got shapes \(6, 5, 7\) and \(6, 0, 5\)",
         ),
         (
             lambda c, o: o.update(q_halt_logits=np.zeros((B, 1))),
