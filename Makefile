@@ -21,7 +21,7 @@ TABLES := $(filter %.def %.cl,$(CORE))
 
 .PHONY: notebooks
 .PHONY: help demo demo-distill demo-recursive test test-all docs readme parity lint
-.PHONY: sanitized sanitize fuzz portable
+.PHONY: sanitized sanitize fuzz portable wheels arm64
 .PHONY: fuzz-sanitize bench bench-train bench-losses bench-distill bench-opencl bench-scaling \
     bench-families bench-tape bench-optimizers bench-quantize bench-distributed bench-mlx \
     bench-recursive clean
@@ -42,6 +42,8 @@ help:
 	@echo 'make fuzz           try malformed files, records, settings and arguments;'
 	@echo '                    N=100000 cases of each target, TARGET=gguf runs one target'
 	@echo 'make fuzz-sanitize  run make fuzz under ASan and UBSan'
+	@echo 'make wheels         build the wheels for Linux and the source distribution, and check them'
+	@echo 'make arm64          run quick tests of the core for arm64 under qemu; TESTS=tests/csrc: all'
 	@echo 'make portable       compile and link the core for macOS and Windows; runs nothing'
 	@echo 'make bench-train    measure training and generation of pyloss and its peers (an hour)'
 	@echo 'make bench-losses   measure the losses of pyloss and its peers'
@@ -130,6 +132,12 @@ sanitized: $(VENV)/done-install $(VENV)/done-test
 
 sanitize: sanitized
 	$(SANITIZED)/pytest -q -p no:cacheprovider -n 2 --dist loadscope $(CURDIR)/tests/csrc
+
+wheels: $(VENV)/done-install $(VENV)/done-wheels
+	$(BIN)/python .ci/wheels.py
+
+arm64: $(VENV)/done-install $(VENV)/done-wheels
+	$(BIN)/python .ci/arm64.py $(if $(filter tests,$(TESTS)),,$(TESTS))
 
 portable: $(VENV)/done-install $(VENV)/done-portable
 	$(BIN)/python .ci/portable.py
@@ -237,7 +245,7 @@ EXTRA = import re, importlib.metadata as m; \
         if "extra == \"$*\"" in r and not r.startswith("pyloss")]; \
     print(*(re.sub(r"(;| and) extra == .*", "", r) for r in found), sep="\n")
 
-EXTRAS := $(addprefix $(VENV)/done-,test parity hub bench lint docs portable)
+EXTRAS := $(addprefix $(VENV)/done-,test parity hub bench lint docs portable wheels)
 $(EXTRAS): $(VENV)/done-%: pyproject.toml | $(VENV)/done-install
 	@echo 'Installing what $* needs'
 	@$(BIN)/python -c '$(EXTRA)' > $(VENV)/require-$*.txt

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -141,3 +142,21 @@ def test_setup_takes_the_flags_of_the_target():
     assert "-DPL_X86" in found["win-amd64"][1] and "-fPIC" not in found["win-amd64"][1]
     assert "-DPL_X86" not in found["linux-aarch64"][1]
     assert found["linux-aarch64"][3] == ["m", "dl"] and found["macosx-11.0-arm64"][3] == []
+
+
+@pytest.mark.parametrize("cross", [True, False])
+def test_the_wheels_that_a_machine_can_build(cross, monkeypatch):
+    """Each is compiled for its own processor and linked for the oldest glibc that is served."""
+    monkeypatch.syspath_prepend(ROOT / ".ci")
+    monkeypatch.setattr(sysconfig, "get_platform", lambda: "linux-x86_64")
+    monkeypatch.setenv("CC", "gcc")
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}" if cross else None)
+    wheels, target = module(ROOT / ".ci" / "wheels.py"), module(ROOT / "csrc" / "target.py")
+    monkeypatch.setattr(wheels, "zig", lambda: ["zig", "cc"])
+    found = wheels.kinds()
+    assert set(found) == {"x86_64"} | ({"aarch64"} if cross else set())
+    for name, kind in found.items():
+        there = target.current({"_PYTHON_HOST_PLATFORM": kind.platform}, "linux-x86_64", "x86_64")
+        assert (there.system, there.processor) == ("linux", name)
+        assert f"-target {name}-linux-gnu.{wheels.GLIBC} -shared" in kind.linker
+    assert found["x86_64"].compiler == "gcc"
