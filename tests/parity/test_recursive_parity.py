@@ -10,6 +10,7 @@ import pyloss
 from pyloss import nn, optim
 from pyloss.recursive import HRM, TRM, RecursiveConfig, load_checkpoint, state_dict
 from pyloss.recursive.checkpoints import _parts_of
+from pyloss.recursive.puzzles import without_puzzles
 
 torch = pytest.importorskip("torch", reason="torch is not installed (parity extra)")
 
@@ -30,7 +31,7 @@ CASES = {
     "trm, puzzles": ("trm", PUZZLES | {"puzzle_emb_len": 3}),
     "trm, continue": ("trm", {"no_ACT_continue": False}),
     "trm, learned": ("trm", {"pos_encodings": "learned"}),
-    # an untrained recursion of these is chaotic: one cycle
+    # an untrained recursion of these is chaotic: one cycle here, more beside float64 below
     "trm, mlp_t": (
         "trm",
         PUZZLES | {"mlp_t": True, "pos_encodings": "none", "H_cycles": 1, "L_cycles": 1},
@@ -128,6 +129,96 @@ def test_updates_of_an_optimizer(case):
         their_loss.backward()
         adam.step()
         assert float(loss) == pytest.approx(their_loss.item(), rel=2e-4)
+
+
+class Authors:
+    """A model of recursive_torch and the updates of the authors' training, written out.
+
+    Dense weights by AdamATan2; rows of puzzle embeddings that the batch took by SignSGD.
+    """
+
+    def __init__(self, model, batch):
+        self.model, self.carry, self.count = model, model.begin(batch), 0
+        self.moments = {}
+
+    def update(self, batch, rate=1e-3, decay=0.1, puzzle_rate=1e-2, betas=(0.9, 0.95)):
+        self.model.p.zero_grad()
+        self.carry, loss = self.model.step(self.carry, batch)
+        loss.backward()
+        self.count += 1
+        with torch.no_grad():
+            for key, p in self.model.p.named_parameters():
+                if key.endswith("puzzle_emb/weights"):
+                    rows = self.carry["data"]["puzzle_identifiers"].unique()
+                    p[rows] = (
+                        p[rows] * (1 - puzzle_rate * decay) - puzzle_rate * p.grad[rows].sign()
+                    )
+                elif not key.endswith("_init"):
+                    zeros = torch.zeros_like(p)
+                    m, v = (
+                        beta * old + (1 - beta) * new
+                        for beta, old, new in zip(
+                            betas,
+                            self.moments.get(key, (zeros, zeros)),
+                            (p.grad, p.grad.square()),
+                            strict=True,
+                        )
+                    )
+                    self.moments[key] = m, v
+                    first, second = (1 - beta**self.count for beta in betas)
+                    p *= 1 - rate * decay
+                    p -= rate / first * torch.atan2(m, (v / second).sqrt())
+        return loss.item()
+
+
+@pytest.mark.parametrize("case", ["trm, puzzles", "hrm, puzzles"])
+def test_thirty_updates_of_the_authors_training(case):
+    """The losses of torch in float64 to 1e-6, which its own in float32 keep as well."""
+    config, single, head = both(case)
+    wide = Recursive(config, CASES[case][0], dtype=torch.float64)
+    wide.p.load_state_dict(single.p.state_dict())
+    rng, step = np.random.default_rng(1), recorded(head)
+    batch = batch_of(rng, config)
+    carry = head.initial_carry(batch)
+    theirs = [Authors(model, as_torch(batch)) for model in (single, wide)]
+    dense = optim.AdamATan2(1e-3, betas=(0.9, 0.95), weight_decay=0.1)
+    sparse, errors = optim.SparseSignSGD(1e-2, 0.1), []
+    for _ in range(30):
+        batch = batch_of(rng, config)
+        (loss, (carry, _)), grads = step(carry, batch)
+        grads, local = without_puzzles(grads)
+        for gradient in local.values():
+            head.model.puzzle_emb.update(sparse, gradient)
+        dense.update(head, grads)
+        other, exact = (each.update(as_torch(batch)) for each in theirs)
+        errors.append([abs(value / exact - 1) for value in (float(loss), other)])
+        assert carry.steps.tolist() == theirs[1].carry["steps"].tolist()
+    mine, torchs = np.max(errors, 0)
+    assert mine < 1e-6 and torchs < 1e-6, (mine, torchs)
+
+
+@pytest.mark.parametrize("cycles", [1, 2, 3])
+def test_mlp_over_tokens_beside_float64(cycles, monkeypatch):
+    """An untrained recursion of it is chaotic: rounding grows with the cycles, here and in torch."""
+    changes = CASES["trm, mlp_t"][1] | {"H_cycles": cycles, "L_cycles": cycles}
+    monkeypatch.setitem(CASES, "longer", ("trm", changes))
+    config, single, head = both("longer")
+    wide = Recursive(config, "trm", dtype=torch.float64)
+    wide.p.load_state_dict(single.p.state_dict())
+    batch, step = batch_of(np.random.default_rng(7), config), recorded(head)
+    (loss, _), grads = step(head.initial_carry(batch), batch)
+    values = []
+    for model in (single, wide):
+        _, value = model.step(model.begin(as_torch(batch)), as_torch(batch))
+        value.backward()
+        values.append((value.item(), model.p.gradients()))
+    (other, torchs), (exact, expected) = values
+    assert abs(float(loss) / exact - 1) < max(3 * abs(other / exact - 1), 1e-6)
+    for name, parts in _parts_of(grads).items():
+        mine = np.concatenate([grads[part] for part in parts])
+        size = np.linalg.norm(expected[name])
+        error, own = (np.linalg.norm(g - expected[name]) / size for g in (mine, torchs[name]))
+        assert error < max(3 * own, 1e-5), (name, error, own)
 
 
 @pytest.mark.parametrize("case", ["trm, puzzles", "hrm"])
