@@ -199,7 +199,7 @@ def test_thirty_updates_of_the_authors_training(case):
 
 @pytest.mark.parametrize("cycles", [1, 2, 3])
 def test_mlp_over_tokens_beside_float64(cycles, monkeypatch):
-    """An untrained recursion of it is chaotic: rounding grows with the cycles, here and in torch."""
+    """An untrained recursion is chaotic: rounding grows with the cycles, here and in torch."""
     changes = CASES["trm, mlp_t"][1] | {"H_cycles": cycles, "L_cycles": cycles}
     monkeypatch.setitem(CASES, "longer", ("trm", changes))
     config, single, head = both("longer")
