@@ -136,8 +136,8 @@ class Recursive:
         state = torch.zeros(2, count, self.c.tokens, self.c.hidden_size, dtype=self.dtype)
         return {"z": state, "steps": torch.zeros(count, dtype=torch.long), "halted": torch.ones(count, dtype=torch.bool), "data": {k: torch.zeros_like(v) for k, v in batch.items()}}  # fmt: skip
 
-    def step(self, carry, batch):
-        """The next carry, the loss and the number of halted sequences, all right or not."""
+    def step(self, carry, batch, least=0):
+        """The next carry and the loss; no sequence halts before `least` steps (exploration)."""
         fresh, c = carry["halted"], self.c
         where = fresh[:, None, None]
         z_h, z_l = (
@@ -152,7 +152,7 @@ class Recursive:
         steps = torch.where(fresh, 0, carry["steps"]) + 1
         last = steps >= c.halt_max_steps
         compared = self.kind == "hrm" or not c.no_ACT_continue
-        halted = last | (halt > (go_on if compared else 0))
+        halted = (last | (halt > (go_on if compared else 0))) & (steps >= least)
         labels = data["labels"]
         mask = labels != -100
         counts = mask.sum(-1)

@@ -110,6 +110,32 @@ def test_losses_states_and_gradients(case):
             assert error < 2e-4, (name, error)
 
 
+@pytest.mark.parametrize("case", ["trm", "trm, continue", "hrm"])
+def test_exploration_by_the_same_draws(case, monkeypatch):
+    """Where q says halt, a sequence goes on for the steps that were drawn for it."""
+    config, theirs, head = both(case)
+    with torch.no_grad():
+        theirs["q_head.bias"][0] += 5
+    load_checkpoint(head.model, theirs.p.arrays())
+    rng, went_on = np.random.default_rng(1), 0
+    batch = batch_of(rng, config)
+    carry, their_carry = head.initial_carry(batch), theirs.begin(as_torch(batch))
+    for _ in range(6):
+        batch = batch_of(rng, config)
+        least = np.where(rng.random(6) < 0.6, rng.integers(2, 4, 6), 0)
+        monkeypatch.setattr(type(head.model), "_least_steps", lambda self, count, n=least: n)
+        carry, loss, *_ = head(carry=carry, batch=batch)
+        with torch.no_grad():
+            their_carry, their_loss = theirs.step(
+                their_carry, as_torch(batch), torch.from_numpy(least)
+            )
+        assert float(loss) == pytest.approx(their_loss.item(), rel=5e-6)
+        np.testing.assert_array_equal(carry.halted, their_carry["halted"])
+        np.testing.assert_array_equal(carry.steps, their_carry["steps"])
+        went_on += (~carry.halted).sum()
+    assert went_on > 5
+
+
 @pytest.mark.parametrize("case", ["trm", "hrm"])
 def test_updates_of_an_optimizer(case):
     """Twelve updates by AdamW: the same losses."""
