@@ -9,28 +9,21 @@ apt's own lists there, so that the system stays as it is; NumPy and pytest are w
 
 from __future__ import annotations
 
-import os
-import shlex
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from portable import ROOT
+from wheels import run
+
 WORK = ROOT / "build" / "arm64"
 SYSTEM, SITE, APT, DIST = (WORK / name for name in ("system", "site", "apt", "dist"))
 PACKAGES = ("python3", "libstdc++6")
+PYTHON = ("qemu-aarch64", "-L", SYSTEM, SYSTEM / "usr" / "bin" / "python3")
 WHEELS = ("numpy", "pytest", "hypothesis", "ml_dtypes")
 PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64")
 # Those that are done in a minute: products are emulated a vector at a time.
 QUICK = ("test_layers.py", "test_rowloss.py", "test_maps.py", "test_routing.py")
-
-
-def run(*command: str | Path) -> None:
-    print("$", shlex.join(map(str, command)), flush=True)
-    status = subprocess.run(list(map(str, command))).returncode
-    if status:
-        sys.exit(f"arm64.py: {Path(command[0]).name} failed with status {status}")
 
 
 def unpack_system() -> None:
@@ -47,19 +40,10 @@ def unpack_system() -> None:
         "Debug::NoLocking": 1,
     }
     apt = ["apt-get", "-qq", *(f"-o{name}={value}" for name, value in settings.items())]
-    run(*apt, "update")
-    run(*apt, "--yes", "--download-only", "--no-install-recommends", "install", *PACKAGES)
+    run([*apt, "update"])
+    run([*apt, "--yes", "--download-only", "--no-install-recommends", "install", *PACKAGES])
     for package in sorted((APT / "cache" / "archives").glob("*.deb")):
         subprocess.run(["dpkg-deb", "-x", str(package), str(SYSTEM)], check=True)
-
-
-def emulated(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Runs the unpacked Python; its standard output is in the result."""
-    command = ["qemu-aarch64", "-L", str(SYSTEM), str(SYSTEM / "usr" / "bin" / "python3")]
-    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **variables}
-    environment.pop("VIRTUAL_ENV", None)
-    kept = None if "PYTHONPATH" in variables else subprocess.PIPE
-    return subprocess.run([*command, *arguments], env=environment, stdout=kept, text=True)
 
 
 def main() -> None:
@@ -68,21 +52,22 @@ def main() -> None:
             sys.exit(f"{program} is missing: apt-get install qemu-user gcc-aarch64-linux-gnu")
     shutil.rmtree(WORK, ignore_errors=True)
     unpack_system()
-    version = emulated("-c", "import sys; print('%d.%d' % sys.version_info[:2])").stdout.strip()
-    run(sys.executable, ROOT / ".ci" / "wheels.py", "aarch64", "--out", DIST)
+    show = "import sys; print('%d.%d' % sys.version_info[:2])"
+    version = subprocess.check_output([*PYTHON, "-c", show], text=True).strip()
+    run([sys.executable, ROOT / ".ci" / "wheels.py", "aarch64", "--out", DIST])
     (wheel,) = DIST.glob("*aarch64.whl")
     platforms = [f"--platform={platform}" for platform in PLATFORMS]
-    pip = (sys.executable, "-m", "pip", "-q", "--disable-pip-version-check", "install")
-    where = ("--target", SITE, "--only-binary=:all:", f"--python-version={version}", *platforms)
-    run(*pip, *where, *WHEELS, wheel)
+    pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check", "install"]
+    where = ["--target", SITE, "--only-binary=:all:", f"--python-version={version}", *platforms]
+    run([*pip, *where, *WHEELS, wheel])
     # Beside the installed package, not beside the sources: the extension there is another one.
-    tests = WORK / "tests"
-    shutil.copytree(ROOT / "tests", tests, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("tests", "csrc"):
+        shutil.copytree(ROOT / name, WORK / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", WORK)
     given = sys.argv[1:] or [f"tests/csrc/{name}" for name in QUICK]
-    os.chdir(WORK)
     options = ("-q", "--each-value", "-p", "no:cacheprovider")
-    sys.exit(emulated("-m", "pytest", *options, *given, PYTHONPATH=str(SITE)).returncode)
+    variables = {"PYTHONPATH": str(SITE), "PYTHONDONTWRITEBYTECODE": "1"}
+    run([*PYTHON, "-m", "pytest", *options, *given], cwd=WORK, **variables)
 
 
 if __name__ == "__main__":

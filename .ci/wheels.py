@@ -2,12 +2,12 @@
 
     python .ci/wheels.py [x86_64 aarch64] [--out dist]
 
-From the source distribution: a wheel for this machine's processor and one for arm64 by Debian's
-cross compiler, which gets this machine's headers of Python: both are 64-bit Linux. zig links both
-against the symbols of glibc 2.17. Then auditwheel names their platforms, abi3audit, twine and
-check-wheel-contents must find nothing, and the machine's own is installed and tried. A wheel for
-musl is not built: auditwheel examines those on a system with musl only, as the workflow wheels.yml
-does. .ci/portable.py compiles the core for macOS and Windows.
+From the source distribution: a wheel for this machine's processor, and one for the other one where
+Debian's cross compiler is installed, which gets this machine's headers of Python: both are 64-bit
+Linux. zig links against the symbols of glibc 2.17. Then auditwheel names the platforms, abi3audit,
+twine and check-wheel-contents must find nothing, and the machine's own is installed and tried.
+A wheel for musl is not built: auditwheel can examine one on a system with musl only, where the
+workflow wheels.yml builds it. .ci/portable.py compiles the core for macOS and Windows.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from portable import ROOT, zig
 WORK = ROOT / "build" / "wheels"
 BACKEND = "import setuptools.build_meta as b; b.build_{}({!r})"
 GLIBC = "2.17"
+PROCESSORS = ("x86_64", "aarch64")
 TOOLS = Path(sys.executable).parent
 
 
@@ -40,29 +41,28 @@ class Kind(NamedTuple):
     platform: str
 
 
-def linked_by_zig(target: str) -> str:
-    return shlex.join([*zig(), "-target", target, "-shared"])
-
-
 def kinds() -> dict[str, Kind]:
-    """The wheels that this machine's programs can build."""
+    """The wheels that this machine's programs can build, by processor."""
     found = {}
-    native = os.environ.get("CC") or shutil.which("gcc") or "cc"
-    if sysconfig.get_platform() == "linux-x86_64":
-        found["x86_64"] = Kind(native, linked_by_zig(f"x86_64-linux-gnu.{GLIBC}"), "linux-x86_64")
-    if cross := shutil.which("aarch64-linux-gnu-gcc"):
-        linker = linked_by_zig(f"aarch64-linux-gnu.{GLIBC}")
-        found["aarch64"] = Kind(cross, linker, "linux-aarch64")
+    for processor in PROCESSORS:
+        target = f"linux-{processor}"
+        if sysconfig.get_platform() == target:
+            compiler = os.environ.get("CC") or shutil.which("gcc") or "cc"
+        else:
+            compiler = shutil.which(f"{processor}-linux-gnu-gcc")
+        if compiler:
+            linker = [*zig(), "-target", f"{processor}-linux-gnu.{GLIBC}", "-shared"]
+            found[processor] = Kind(compiler, shlex.join(linker), target)
     return found
 
 
-def run(command: list[str], cwd: Path | None = None, **variables: str) -> None:
+def run(command: list[str | Path], cwd: Path | None = None, **variables: str) -> None:
     """Runs a command with this environment's programs in front; ends the script if it fails."""
-    print("$", shlex.join(command), flush=True)
+    print("$", shlex.join(map(str, command)), flush=True)
     paths = os.pathsep.join([str(TOOLS), os.environ.get("PATH", "")])
     done = subprocess.run(command, cwd=cwd, env={**os.environ, **variables, "PATH": paths})
     if done.returncode:
-        sys.exit(f"wheels.py: {Path(command[0]).name} failed with status {done.returncode}")
+        sys.exit(f"{Path(command[0]).name} failed with status {done.returncode}")
 
 
 def source_distribution(out: Path) -> Path:
@@ -87,12 +87,17 @@ def wheel(name: str, kind: Kind, source: Path, out: Path) -> None:
     run([sys.executable, "-m", "auditwheel", "repair", "-w", str(out), str(built)])
 
 
+def results(out: Path) -> list[Path]:
+    """The files that this script writes."""
+    return sorted([*out.glob("pyloss-*.whl"), *out.glob("pyloss-*.tar.gz")])
+
+
 def check(out: Path) -> None:
-    wheels = sorted(map(str, out.glob("*.whl")))
-    run(["abi3audit", "--strict", "--summary", *(w for w in wheels if "abi3" in w)])
-    run(["twine", "check", "--strict", *map(str, sorted(out.iterdir()))])
+    wheels = [path for path in results(out) if path.suffix == ".whl"]
+    run(["abi3audit", "--strict", "--summary", *(w for w in wheels if "abi3" in w.name)])
+    run(["twine", "check", "--strict", *results(out)])
     run(["check-wheel-contents", *wheels])
-    for path in sorted(out.iterdir()):
+    for path in results(out):
         print(f"{path.stat().st_size / 1e6:5.2f} MB  {path.name}")
 
 
@@ -116,22 +121,25 @@ def try_out(wheel: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("kinds", nargs="*", metavar="KIND", help="x86_64, aarch64")
+    parser.add_argument("kinds", nargs="*", metavar="PROCESSOR", help=", ".join(PROCESSORS))
     parser.add_argument(
-        "--out", default="dist", help="folder of the results; earlier ones there are removed"
+        "--out",
+        default="dist",
+        help="folder of the results; earlier wheels and source distributions there are removed",
     )
     given = parser.parse_args()
     found = kinds()
-    for name in given.kinds:
+    for name in given.kinds or found or ["no wheel"]:
         if name not in found:
-            parser.error(f"{name}: not to be built here; this machine can: {', '.join(found)}")
-    if "aarch64" not in found:
-        print("no wheel for aarch64: apt-get install gcc-aarch64-linux-gnu libc6-dev-arm64-cross")
+            parser.error(f"{name}: this machine can build {', '.join(found) or 'none'}")
+    for name in PROCESSORS:
+        if name not in found:
+            print(f"no wheel for {name}: {name}-linux-gnu-gcc is not installed")
     out = Path(given.out).resolve()
     shutil.rmtree(WORK, ignore_errors=True)
     WORK.mkdir(parents=True)
     out.mkdir(parents=True, exist_ok=True)
-    for old in (*out.glob("pyloss-*.whl"), *out.glob("pyloss-*.tar.gz")):
+    for old in results(out):
         old.unlink()
     source = source_distribution(out)
     for name in given.kinds or found:

@@ -145,18 +145,24 @@ def test_setup_takes_the_flags_of_the_target():
 
 
 @pytest.mark.parametrize("cross", [True, False])
-def test_the_wheels_that_a_machine_can_build(cross, monkeypatch):
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64", "riscv64"])
+def test_the_wheels_that_a_machine_can_build(machine, cross, monkeypatch):
     """Each is compiled for its own processor and linked for the oldest glibc that is served."""
     monkeypatch.syspath_prepend(ROOT / ".ci")
-    monkeypatch.setattr(sysconfig, "get_platform", lambda: "linux-x86_64")
-    monkeypatch.setenv("CC", "gcc")
+    monkeypatch.setattr(sysconfig, "get_platform", lambda: f"linux-{machine}")
+    monkeypatch.setenv("CC", "own-gcc")
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}" if cross else None)
     wheels, target = module(ROOT / ".ci" / "wheels.py"), module(ROOT / "csrc" / "target.py")
     monkeypatch.setattr(wheels, "zig", lambda: ["zig", "cc"])
     found = wheels.kinds()
-    assert set(found) == {"x86_64"} | ({"aarch64"} if cross else set())
+    assert set(found) == (set(wheels.PROCESSORS) if cross else {machine} & set(wheels.PROCESSORS))
     for name, kind in found.items():
-        there = target.current({"_PYTHON_HOST_PLATFORM": kind.platform}, "linux-x86_64", "x86_64")
+        variables = {"_PYTHON_HOST_PLATFORM": kind.platform}
+        there = target.current(variables, f"linux-{machine}", machine)
         assert (there.system, there.processor) == ("linux", name)
-        assert f"-target {name}-linux-gnu.{wheels.GLIBC} -shared" in kind.linker
-    assert found["x86_64"].compiler == "gcc"
+        assert kind.compiler == ("own-gcc" if name == machine else f"/usr/bin/{name}-linux-gnu-gcc")
+        assert kind.linker == f"zig cc -target {name}-linux-gnu.{wheels.GLIBC} -shared"
+    monkeypatch.setattr(sys, "argv", ["wheels.py"])
+    if not found:
+        with pytest.raises(SystemExit, match="2"):
+            wheels.main()

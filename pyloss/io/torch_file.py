@@ -90,7 +90,7 @@ class _Archive:
                 None,
                 "a pickle without the archive of torch.save: reading it could execute code. Where "
                 "you trust it, write its tensors again: "
-                "torch.save(pickle.load(open(file, 'rb')), file)",
+                "torch.save(pickle.load(open(file, 'rb')), another_file)",
             )
         try:
             with zipfile.ZipFile(path) as archive:

@@ -38,8 +38,8 @@ class ACTLossHead(Module):
     `model(**model_kwargs)` gives `(new_carry, outputs)` for a batch of B sequences:
 
     - `new_carry.current_data["labels"]` integers [B, T] in [0, V), -100 where nothing is predicted;
-      or [B, loops, T], targets of their own for each step: step i has those at i - 1, and steps
-      after the last have the last;
+      or [B, loops, T]: a sequence's step i is trained on `labels[:, i - 1]`, later steps on the
+      last of them;
     - `new_carry.halted` bool [B], `new_carry.steps` integers [B]: which sequences end here, and
       after how many steps;
     - `outputs["logits"]` [B, T, V] and `outputs["q_halt_logits"]` [B] of any real type,
@@ -138,11 +138,11 @@ class ACTLossHead(Module):
         )
         logits = _given(outputs, "logits", "the model's outputs")
         shape = np.shape(data(logits))
+        of_steps = given.ndim == 3 and given.shape[1] > 0
         if (
-            given.ndim not in (2, 3)
+            not (given.ndim == 2 or of_steps)
             or len(shape) != 3
             or shape[:2] != (given.shape[0], given.shape[-1])
-            or given.shape[1:-1] == (0,)
         ):
             raise ValueError(
                 "logits must be [B, T, V] and labels [B, T] or [B, loops, T], "
@@ -150,7 +150,7 @@ class ACTLossHead(Module):
             )
         rows = given.shape[:1]
         steps = data(_per_row(new_carry.steps, "new_carry.steps", rows))
-        labels = given if given.ndim == 2 else _of_step(given, steps)
+        labels = _of_step(given, steps) if of_steps else given
         q_halt = _per_row(
             _given(outputs, "q_halt_logits", "the model's outputs"), "q_halt_logits", rows
         )

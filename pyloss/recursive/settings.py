@@ -224,11 +224,10 @@ def read_settings(path: PathLike | None = None, words: Iterable[str] = ()) -> Re
     for key, value in given.items():
         name = _NAMES.get(key, key.removeprefix("arch."))
         inner = key.startswith("arch.") or name in _ARCH
-        if name != "loss.loss_type":
-            prefix = "KEY=VALUE: arch." if inner else "KEY=VALUE: "
-            _check_known({name: value}, _ARCH if inner else (*_OWN, *WITHOUT_EFFECT), prefix)
+        known = (*_ARCH, _LOSS_TYPE) if inner else (*_OWN, *WITHOUT_EFFECT)
+        _check_known({name: value}, known, "arch." if inner else "")
         (arch if inner else rest)[name] = value
-    loss_type = arch.pop("loss.loss_type", None)
+    loss_type = arch.pop(_LOSS_TYPE, None)
     if loss_type is not None:
         arch["loss"] = {**_mapping_of(arch.get("loss", {})), "loss_type": loss_type}
     _check_known(arch, _ARCH, f"{source}: arch.")
@@ -253,6 +252,8 @@ _LISTS, _TEXTS = (
     ("load_checkpoint", "checkpoint_path", "project_name"),
 )
 _OWN = (*_TRAINING, *_LISTS, *_TEXTS, "evaluators")
+#: the key inside of `loss`, as a word names it
+_LOSS_TYPE = "loss.loss_type"
 #: names of HRM's code for those of TRM's
 _NAMES = {"data_path": "data_paths"}
 

@@ -143,12 +143,12 @@ def test_data_path_of_hrm(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["epoch=3"], r"^KEY=VALUE: epoch \(value 3\) is not known: did you mean epochs\?"),
+        (["epoch=3"], r"^epoch \(value 3\) is not known: did you mean epochs\?"),
         (["learning_rate=3"], r"did you mean lr\?"),
         (["batch_size=3"], r"did you mean global_batch_size\?"),
         (
             ["arch.H_layer=3"],
-            r"^KEY=VALUE: arch\.H_layer \(value 3\) is not known: did you mean H_layers\?",
+            r"^arch\.H_layer \(value 3\) is not known: did you mean H_layers\?",
         ),
         (["lr"], "no setting: give KEY=VALUE"),
         (["=3"], "no setting: give KEY=VALUE"),
