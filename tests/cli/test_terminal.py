@@ -82,6 +82,24 @@ def test_control_c_ends_an_answer_and_not_the_program(made, columns):
     assert "Traceback" not in run.screen.text
 
 
+def test_control_c_between_a_prompt_and_an_answer(made):
+    """The next prompt stands in a line of its own."""
+    code = (
+        "import signal, sys\n"
+        "from pyloss.cli import main\n"
+        "from pyloss.cli.commands import chatting\n"
+        "whole = chatting.utf8_text\n"
+        "def interrupted(line):\n"
+        "    chatting.utf8_text = whole\n"
+        "    signal.raise_signal(signal.SIGINT)\n"
+        "chatting.utf8_text = interrupted\n"
+        "sys.exit(main(['chat', '--model', 'base']))\n"
+    )
+    run = terminal.run_python(["-c", code], 80, made, [("> ", "hello\n"), ("\n> ", "/quit\n")])
+    assert run.status == 0, run.screen.text
+    assert "[interrupted]" in run.screen.text.splitlines()
+
+
 @WIDTHS
 def test_a_report(made, tmp_path, columns):
     adapter = str(tmp_path / "a")

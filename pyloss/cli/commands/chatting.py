@@ -49,29 +49,34 @@ def _chat(flags: Flags) -> int:
     terminal = sys.stdin is not None and sys.stdin.isatty()
     if terminal:
         say("/help lists the commands; Ctrl-C ends an answer, Ctrl-D the program")
-    for line in _typed() if terminal else _piped():
+    lines = _typed() if terminal else _piped()
+    while True:
         try:
-            line = utf8_text(line)
-            if not line.strip():
-                continue
-            if line.startswith("/") and not line.startswith("//"):
-                if line.split()[0] == "/quit":
-                    break
-                conversation.command(line)
-            else:
-                conversation.answer(line.removeprefix("/") if line.startswith("//") else line)
-        except Terminated:
-            raise
-        except KeyboardInterrupt:
-            if not terminal:
+            for line in lines:
+                if not _obeyed(line, conversation) or lost():
+                    break  # if the output is closed, `main` reports it
+            return 0
+        except KeyboardInterrupt as stopped:  # at any moment from one prompt to the next
+            out("", flush=True)
+            say("[interrupted]")
+            if isinstance(stopped, Terminated) or not terminal:
                 raise
         except ValueError as error:
             if not terminal:
                 raise
             say(f"pyloss: error: {error}", always=True)
-        if lost():
-            break  # the output is closed; `main` reports it
-    return 0
+
+
+def _obeyed(line: str, conversation: Conversation) -> bool:
+    """Answers a line, or does what it commands. False for the command that ends."""
+    line = utf8_text(line)
+    if line.startswith("/") and not line.startswith("//"):
+        if line.split()[0] == "/quit":
+            return False
+        conversation.command(line)
+    elif line.strip():
+        conversation.answer(line.removeprefix("/") if line.startswith("//") else line)
+    return True
 
 
 def _typed() -> Iterator[str]:
@@ -183,10 +188,6 @@ class Conversation:
                 out(last.text, end="", flush=True, foreign=True)
                 if lost():
                     return
-        except KeyboardInterrupt:
-            out("", flush=True)
-            say("[interrupted]")
-            raise
         finally:
             said, ended = "".join(parts), last is not None and last.finish_reason is not None
             if said or ended:
