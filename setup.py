@@ -72,12 +72,14 @@ if X86:
     # Dots of bfloat16 are used where the processor has them; see pl_has_bf16_dots.
     ISA_FLAGS["avx512"] += ["-mavx512bf16", "-mprefer-vector-width=512"]
 
-# Dots of bytes, used where the processor has them (pl_has_int8_dots): the unit "int8" is compiled
+# Dots of bytes, used where the processor has them (pl_int8_dots): the unit "int8" is compiled
 # again with these flags, if the compiler knows them.
 DOT_FLAGS = {
     "avx2": ("-mavxvnni", "-DPL_AVX_VNNI"),
     "avx512": ("-mavx512vnni", "-DPL_AVX512_VNNI"),
 }
+if TARGET.processor == "aarch64":
+    DOT_FLAGS["baseline"] = ("-march=armv8.2-a+dotprod", "-DPL_DOTPROD")
 
 # The tile unit, used where processor and system have it (pl_amx_missing), if the compiler knows it.
 AMX_FLAGS = ["-mamx-tile", "-mamx-bf16"]

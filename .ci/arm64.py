@@ -23,7 +23,7 @@ PYTHON = ("qemu-aarch64", "-L", SYSTEM, SYSTEM / "usr" / "bin" / "python3")
 WHEELS = ("numpy", "pytest", "hypothesis", "ml_dtypes")
 PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64")
 # Those that are done in a minute: products are emulated a vector at a time.
-QUICK = ("test_layers.py", "test_rowloss.py", "test_maps.py", "test_routing.py")
+QUICK = ("test_layers.py", "test_rowloss.py", "test_maps.py", "test_routing.py", "test_int8.py")
 
 
 def unpack_system() -> None:

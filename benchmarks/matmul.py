@@ -34,7 +34,7 @@ SQUARE = 4096
 SIZES = {
     "usual": SHAPES,
     "gpu": (*SHAPES, (SQUARE, SQUARE, SQUARE)),
-    "small": ((64, 96, 256), (256, 256, 256)),
+    "small": ((64, 128, 256), (256, 256, 256)),
 }
 #: formats of weights, by precision
 STORED = {
@@ -55,14 +55,17 @@ def products(library: str, x: np.ndarray, w: np.ndarray, dy: np.ndarray):
         return
     import pyloss
     from pyloss import _core
-    from pyloss.runtime.precision import PRECISIONS, matmul_precision
+    from pyloss.runtime.precision import matmul_precision
+    from pyloss.weights.formats import FORMATS
 
     if library != "pyloss":
         yield from device_products(library, x, w, dy)
         return
     pyloss.set_num_threads(THREADS)
-    for precision in PRECISIONS:
-        for name in STORED[precision]:
+    for precision, formats in STORED.items():
+        for name in formats:
+            if w.shape[1] % FORMATS[name].elements:
+                continue
             weight = w if name == "f32" else pyloss.Weight.quantize(w, name).handle
             with matmul_precision(precision):
                 yield (

@@ -146,6 +146,7 @@ enum {
 /* The kernels of one instruction set. */
 typedef struct {
     const char *name;
+    int bytes; /* of a vector */
     pl_kernel kernel[PL_OP_COUNT];
 } pl_table;
 
@@ -162,8 +163,9 @@ int pl_cpu_count(void);
 const pl_table *pl_table_at(int index);
 /* Whether the processor has instructions for dots of bfloat16 pairs (avx512_bf16). */
 int pl_has_bf16_dots(void);
-/* Whether the processor has instructions for dots of bytes: avx512_vnni, else avx_vnni. */
-int pl_has_int8_dots(int avx512);
+/* The processor's instructions for dots of bytes in vectors of so many bytes, or NULL: avx512_vnni
+ * (64), avx_vnni (32), arm64's dotprod (16). */
+const char *pl_int8_dots(int bytes);
 /* Why this process cannot use the tile unit (amx_tile, amx_bf16), or NULL. With `request` the
  * operating system is asked for the unit, which it gives to a process once and for all. */
 const char *pl_amx_missing(int request);

@@ -1,5 +1,6 @@
 """The parts of the benchmarks that compute: batches of conversations, work of an operation."""
 
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -509,3 +510,13 @@ def test_an_update_of_a_recursive_model_changes_its_puzzles(monkeypatch):
     losses = [update() for _ in range(3)]
     assert np.isfinite(losses).all() and losses[2] != losses[0]
     assert np.all(made[0].puzzle_emb.weights != 0)
+
+
+def test_products_of_every_precision_and_format_that_fits(capsys):
+    """A format whose blocks are longer than the rows has no product."""
+    matmul.main("pyloss", 0, "small")
+    found = json.loads(capsys.readouterr().out)
+    stored = {tuple(key.split(" ")[:3]) for key in found}
+    assert ("256x256", "q4_k", "int8") in stored and ("128x256", "q4_k", "int8") not in stored
+    assert {precision for *_, precision in stored} == set(matmul.STORED)
+    assert all(speed > 0 for speed in found.values())

@@ -115,22 +115,27 @@ static PyObject *py_isa(PyObject *self, PyObject *unused) {
     return PyUnicode_FromString(pl_kernels->name);
 }
 
-/* 0 when the machine has no such instruction set. */
-static int use_isa(const char *name) {
+/* NULL when the machine has no such instruction set. */
+static const pl_table *table_named(const char *name) {
     for (int i = 0; pl_table_at(i); i++)
-        if (!strcmp(pl_table_at(i)->name, name)) {
-            pl_kernels = pl_table_at(i);
-            return 1;
-        }
-    return 0;
+        if (!strcmp(pl_table_at(i)->name, name)) return pl_table_at(i);
+    return NULL;
+}
+
+/* The instruction set that is the only argument; NULL with an exception. */
+static const pl_table *given_table(PyObject *args) {
+    const char *name;
+    if (!PyArg_ParseTuple(args, "s", &name)) return NULL;
+    const pl_table *table = table_named(name);
+    if (!table) PyErr_Format(PyExc_ValueError, "this machine has no instruction set '%s'", name);
+    return table;
 }
 
 static PyObject *py_use_isa(PyObject *self, PyObject *args) {
     (void)self;
-    const char *name;
-    if (!PyArg_ParseTuple(args, "s", &name)) return NULL;
-    if (!use_isa(name))
-        return PyErr_Format(PyExc_ValueError, "this machine has no instruction set '%s'", name);
+    const pl_table *table = given_table(args);
+    if (!table) return NULL;
+    pl_kernels = table;
     Py_RETURN_NONE;
 }
 
@@ -208,11 +213,13 @@ static PyObject *py_has_bf16_dots(PyObject *self, PyObject *unused) {
     return PyBool_FromLong(pl_has_bf16_dots());
 }
 
-static PyObject *py_has_int8_dots(PyObject *self, PyObject *args) {
+static PyObject *py_int8_dots(PyObject *self, PyObject *args) {
     (void)self;
-    int avx512;
-    if (!PyArg_ParseTuple(args, "p", &avx512)) return NULL;
-    return PyBool_FromLong(pl_has_int8_dots(avx512));
+    const pl_table *table = given_table(args);
+    if (!table) return NULL;
+    const char *dots = pl_int8_dots(table->bytes);
+    if (!dots) Py_RETURN_NONE;
+    return PyUnicode_FromString(dots);
 }
 
 static PyObject *py_buffer_stats(PyObject *self, PyObject *unused) {
@@ -263,8 +270,8 @@ static PyMethodDef functions[] = {
      "Why this process cannot use the tile unit, or None; whether to ask the system for it."},
     {"has_bf16_dots", py_has_bf16_dots, METH_NOARGS,
      "Whether the processor has instructions for dot products of bfloat16."},
-    {"has_int8_dots", py_has_int8_dots, METH_VARARGS,
-     "Whether the processor has dots of bytes: avx512_vnni, or else avx_vnni."},
+    {"int8_dots", py_int8_dots, METH_VARARGS,
+     "The processor's instructions for dots of bytes beside those of an instruction set, or None."},
     {"buffer_stats", py_buffer_stats, METH_NOARGS,
      "Bytes of reused buffers: in use, cached, and the peak of those in use."},
     {"trim", py_trim, METH_NOARGS, "Returns cached buffers to the system."},
@@ -276,7 +283,12 @@ static PyMethodDef functions[] = {
 /* Obeys PYLOSS_ISA. */
 static int select_isa(void) {
     const char *forced = getenv("PYLOSS_ISA");
-    if (!forced || !*forced || use_isa(forced)) return 0;
+    if (!forced || !*forced) return 0;
+    const pl_table *table = table_named(forced);
+    if (table) {
+        pl_kernels = table;
+        return 0;
+    }
     char possible[128] = "";
     for (int i = 0; pl_table_at(i); i++) {
         const size_t used = strlen(possible);

@@ -54,6 +54,9 @@ static features read_features(void) {
 /* Read once: asking takes long in virtual machines. */
 static features have;
 PL_AT_LOAD static void look(void) { have = read_features(); }
+#elif defined(__aarch64__)
+static int have_dotprod;
+PL_AT_LOAD static void look(void) { have_dotprod = pl_has_dotprod(); }
 #endif
 
 const pl_table *pl_table_at(int index) {
@@ -74,13 +77,15 @@ int pl_has_bf16_dots(void) {
 #endif
 }
 
-int pl_has_int8_dots(int avx512) {
+const char *pl_int8_dots(int bytes) {
 #ifdef PL_X86
-    return avx512 ? have.vnni : have.avx_vnni;
-#else
-    (void)avx512;
-    return 0;
+    if (bytes == 64 && have.vnni) return "avx512_vnni";
+    if (bytes == 32 && have.avx_vnni) return "avx_vnni";
+#elif defined(__aarch64__)
+    if (bytes == 16 && have_dotprod) return "dotprod";
 #endif
+    (void)bytes;
+    return NULL;
 }
 
 /* "Intel Architecture Instruction Set Extensions", chapter 3. */

@@ -87,6 +87,8 @@ void *pl_library_symbol(void *library, const char *name);
 /* Whether the system saves the registers of AVX-512, which the processor has. `enabled` are the
  * states that it saves so far (extended control register 0). */
 int pl_saves_zmm(uint32_t enabled);
+/* Whether an arm64 processor has the instructions of dotprod, as the system says. */
+int pl_has_dotprod(void);
 /* Asks the system for the tile unit, for all threads and forked children; 0 if it gives it. */
 int pl_request_tiles(void);
 

@@ -13,6 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 #ifdef __linux__
+#include <sys/auxv.h>
 #include <sys/syscall.h>
 #endif
 #ifdef __APPLE__
@@ -94,6 +95,20 @@ int pl_saves_zmm(uint32_t enabled) {
     return !sysctlbyname("hw.optional.avx512f", &has, &size, NULL, 0) && has;
 #else
     return (enabled & ZMM_STATES) == ZMM_STATES;
+#endif
+}
+
+/* Linux, Documentation/arch/arm64/elf_hwcaps.rst. */
+int pl_has_dotprod(void) {
+#if defined(__linux__) && defined(__aarch64__)
+    enum { ASIMDDP = 1 << 20 };
+    return (getauxval(AT_HWCAP) & ASIMDDP) != 0;
+#elif defined(__APPLE__) && defined(__aarch64__)
+    int has = 0;
+    size_t size = sizeof has;
+    return !sysctlbyname("hw.optional.arm.FEAT_DotProd", &has, &size, NULL, 0) && has;
+#else
+    return 0;
 #endif
 }
 

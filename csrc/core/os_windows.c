@@ -84,6 +84,10 @@ int pl_saves_zmm(uint32_t enabled) {
     enum { ZMM_STATES = 7 << 5 };
     return (enabled & ZMM_STATES) == ZMM_STATES;
 }
+int pl_has_dotprod(void) {
+    enum { ARM_V82_DP_INSTRUCTIONS_AVAILABLE = 43 };
+    return IsProcessorFeaturePresent(ARM_V82_DP_INSTRUCTIONS_AVAILABLE) != 0;
+}
 int pl_request_tiles(void) { return -1; }
 
 int pl_cpu_count(void) {

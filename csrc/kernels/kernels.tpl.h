@@ -42,6 +42,7 @@
 #ifdef PL_UNIT_TABLE
 const pl_table PL_CAT(pl_table_, PL_ISA) = {
     .name = PL_STR(PL_ISA),
+    .bytes = PL_BYTES,
     .kernel =
         {
 #define PL_OP(name, spec) [PL_OP_##name] = KERNEL(name),

@@ -144,9 +144,7 @@ def bfloat16_form(environ: Mapping[str, str] = os.environ) -> Form:
 
 def int8_form(environ: Mapping[str, str] = os.environ) -> Form:
     """The form of int8 products in this process, by the environment and the processor."""
-    isa = _core.isa()
-    dots = {"avx2": "avx_vnni", "avx512": "avx512_vnni"}
-    name = dots[isa] if isa in dots and _core.has_int8_dots(isa == "avx512") else isa
+    name = _core.int8_dots(_core.isa()) or _core.isa()
     verdict = _verdict(
         "a row's product with 4-bit weights",
         *(_seconds(setting, rows=1) for setting in ("float32", "int8")),

@@ -19,9 +19,7 @@ FORMATS = [name for name in QUANTISED if name != "nf4"]
 WITHOUT_DOTS, WITH_DOTS = "int8-emulated", "int8"
 #: Every instruction set, with and without its dots of bytes.
 PLACES = [(name, WITHOUT_DOTS) for name in _core.isas()] + [
-    (name, WITH_DOTS)
-    for name in _core.isas()
-    if name != "baseline" and _core.has_int8_dots(name == "avx512")
+    (name, WITH_DOTS) for name in _core.isas() if _core.int8_dots(name)
 ]
 SIZES = [1, 15, 16, 17, 31, 32, 33, 101]
 

@@ -140,7 +140,8 @@ def test_the_order_of_sums_can_be_fixed(machine):
 
 def test_int8_by_the_instructions_that_there_are(machine, monkeypatch):
     asked = []
-    monkeypatch.setattr(_core, "has_int8_dots", lambda avx512: not asked.append(avx512))
+    dots = {"avx512": "avx512_vnni", "avx2": "avx_vnni"}
+    monkeypatch.setattr(_core, "int8_dots", lambda isa: asked.append(isa) or dots.get(isa))
     form = int8_form({})
     assert (form.setting, form.name) == ("int8-tiles", "avx512_vnni")
     assert form.reason == (
@@ -151,8 +152,8 @@ def test_int8_by_the_instructions_that_there_are(machine, monkeypatch):
         form = int8_form(settings)
         assert form.setting == "int8" and form.reason.endswith("1.6 times as fast as float32's")
     monkeypatch.setattr(_core, "isa", lambda: "avx2")
-    assert int8_form({})[:2] == ("int8", "avx_vnni") and asked == [True] * 3 + [False]
-    monkeypatch.setattr(_core, "has_int8_dots", lambda avx512: False)
+    assert int8_form({})[:2] == ("int8", "avx_vnni") and asked == ["avx512"] * 3 + ["avx2"]
+    monkeypatch.setattr(_core, "int8_dots", lambda isa: None)
     machine.times["int8"] = 8.0
     assert int8_form({}) == (
         "int8",

@@ -13,8 +13,9 @@
 #define INT8_RUN INT8_PLAIN_RUN
 #endif
 
-/* Whether this build and instruction set have the instructions; see pl_has_int8_dots. */
-#if (PL_BYTES == 64 && defined(PL_AVX512_VNNI)) || (PL_BYTES == 32 && defined(PL_AVX_VNNI))
+/* Whether this build and instruction set have the instructions; see pl_int8_dots. */
+#if (PL_BYTES == 64 && defined(PL_AVX512_VNNI)) || (PL_BYTES == 32 && defined(PL_AVX_VNNI)) || \
+    (PL_BYTES == 16 && defined(PL_DOTPROD))
 enum { INT8_DOTS_COMPILED = 1 };
 #define INT8_QUICKEST_RUN INT8_DOTS_RUN
 #else

@@ -110,7 +110,7 @@ INLINE void words_in_order(const int8_columns *c, int64_t at, int n, vw *out) {
 }
 
 INLINE void put_codes(const int8_panel *p, int64_t run, int step, vw codes) {
-    p->codes[(8 * run + step) * INT8_VECTORS] = codes;
+    p->codes[(8 * run + step) * INT8_VECTORS] = codes_shifted(codes);
 }
 INLINE void put_scale(const int8_panel *p, int64_t run, int half, vf scale) {
     p->scales[(2 * run + half) * INT8_VECTORS] = scale;

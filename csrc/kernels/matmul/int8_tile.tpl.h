@@ -5,19 +5,19 @@
 #include "../pieces.h"
 #include "int8_codes.tpl.h"
 
-enum {
-    INT8_COLUMNS = INT8_VECTORS * LANES,
-#if PL_BYTES == 64
-    INT8_ROWS = 6 /* of a tile. 32 registers: 12 dots, 12 sums, and what they are made of */
-#elif PL_BYTES == 32 && defined(PL_DOTS)
-    INT8_ROWS = 3
-#else
-    INT8_ROWS = 2
-#endif
-};
+enum { INT8_COLUMNS = INT8_VECTORS * LANES };
 
-/* A run of a row of A: bytes, and for 32 depths or both of its halves minus int8_zero times the
- * sum of the bytes, and their sum times the scale. */
+/* Rows of a tile. In 32 registers: 12 dots, 12 sums, and what they are made of. */
+#if PL_BYTES == 64 || (defined(PL_DOTS) && defined(__aarch64__))
+#define INT8_ROWS 6
+#elif PL_BYTES == 32 && defined(PL_DOTS)
+#define INT8_ROWS 3
+#else
+#define INT8_ROWS 2
+#endif
+
+/* A run of a row of A: bytes, and for 32 depths or both of its halves where their dots begin, minus
+ * the code of 0 as it is kept times the sum of the bytes, and this sum times the scale. */
 typedef struct {
     int8_t codes[32];
     float scale;
@@ -61,7 +61,7 @@ INLINE void int8_round_run(const float *x, const int format, int8_run *out) {
     int32_t sums[2] = {vi_sum(half[0]), vi_sum(half[1])};
     if (!int8_halves(format)) sums[0] += sums[1];
     for (int h = 0; h < 2; h++) {
-        out->begin[h] = -int8_zero(format) * sums[h];
+        out->begin[h] = (CODE_SHIFT - int8_zero(format)) * sums[h];
         out->sums[h] = (float)sums[h] * out->scale;
     }
 }
@@ -164,10 +164,10 @@ typedef void (*int8_tile_fn)(const int8_tile *t);
 #endif
 INT8_TILE(1)
 INT8_TILE(2)
-#if PL_BYTES == 64 || (PL_BYTES == 32 && defined(PL_DOTS))
+#if INT8_ROWS >= 3
 INT8_TILE(3)
 #endif
-#if PL_BYTES == 64
+#if INT8_ROWS == 6
 INT8_TILE(4)
 INT8_TILE(5)
 INT8_TILE(6)
@@ -178,10 +178,10 @@ static const int8_tile_fn int8_tiles[2][INT8_ROWS] = {
     {
         int8_narrow_tile_1,
         int8_narrow_tile_2,
-#if PL_BYTES == 64 || (PL_BYTES == 32 && defined(PL_DOTS))
+#if INT8_ROWS >= 3
         int8_narrow_tile_3,
 #endif
-#if PL_BYTES == 64
+#if INT8_ROWS == 6
         int8_narrow_tile_4,
         int8_narrow_tile_5,
         int8_narrow_tile_6,
@@ -190,10 +190,10 @@ static const int8_tile_fn int8_tiles[2][INT8_ROWS] = {
     {
         int8_tile_1,
         int8_tile_2,
-#if PL_BYTES == 64 || (PL_BYTES == 32 && defined(PL_DOTS))
+#if INT8_ROWS >= 3
         int8_tile_3,
 #endif
-#if PL_BYTES == 64
+#if INT8_ROWS == 6
         int8_tile_4,
         int8_tile_5,
         int8_tile_6,

@@ -9,8 +9,7 @@
 /* The form of a product in int8, or FLOATS for matrices without codes for it. */
 static int codes_form(int format) {
     if (pl_is_floats(format) || pl_has_table(format)) return FLOATS;
-    return INT8_DOTS_COMPILED && pl_has_int8_dots(PL_BYTES == 64) &&
-                   pl_matmul_precision() != PL_INT8_EMULATED
+    return INT8_DOTS_COMPILED && pl_int8_dots(PL_BYTES) && pl_matmul_precision() != PL_INT8_EMULATED
                ? INT8_DOTS
                : INT8;
 }

@@ -130,9 +130,17 @@ INLINE vf vf_fma_once(vf a, vf b, vf c) {
 #endif
 }
 
-/* Sums of products in each lane: its four unsigned codes times its four signed bytes of x, for up
- * to 8 steps, and `init`. PL_DOTS is defined where the file is compiled for the processor's dot
- * instructions (avx512_vnni, avx_vnni). Without them pairs of products are added in 16 bits, which
+/* Codes are kept minus this number: arm64's instruction for dots takes signed ones. */
+#if defined(PL_DOTS) && defined(__aarch64__)
+enum { CODE_SHIFT = 128 };
+#else
+enum { CODE_SHIFT = 0 };
+#endif
+INLINE vw codes_shifted(vw codes) { return codes ^ CODE_SHIFT * 0x01010101u; }
+
+/* Sums of products in each lane: its four codes times its four signed bytes of x, for up to 8
+ * steps, and `init`. PL_DOTS is defined where the file is compiled for the processor's dot
+ * instructions (avx512_vnni, avx_vnni, dotprod). Without them pairs of products are added in 16 bits, which
  * hold 8 steps of codes below 16: `wide` codes are split into halves. */
 typedef struct {
     vi low, high;
@@ -154,7 +162,9 @@ INLINE void dots_now(byte_dots *s, const int wide UNUSED) {
 #if defined(PL_DOTS)
 INLINE byte_dots dots_begin(int32_t init) { return (byte_dots){.low = vi_set1(init)}; }
 INLINE byte_dots dots_add(byte_dots s, vw codes, vi x, const int wide UNUSED) {
-#if PL_BYTES == 64
+#ifdef __aarch64__
+    s.low = (vi)vdotq_s32((int32x4_t)s.low, (int8x16_t)codes, (int8x16_t)x);
+#elif PL_BYTES == 64
     s.low = (vi)_mm512_dpbusd_epi32((__m512i)s.low, (__m512i)codes, (__m512i)x);
 #else
     s.low = (vi)_mm256_dpbusd_avx_epi32((__m256i)s.low, (__m256i)codes, (__m256i)x);
