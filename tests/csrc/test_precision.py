@@ -69,6 +69,27 @@ def test_the_bits_of_a_float_matrix(memory, rng, size, precision):
 
 
 @pytest.mark.parametrize("precision", ROUNDED)
+@pytest.mark.parametrize("narrow", [False, True])
+@pytest.mark.parametrize("size", SIZES)
+def test_the_bits_of_gradients_by_weights(memory, rng, size, narrow, precision):
+    """Also of operands that are bfloat16 already; sizes above 32 are rounded."""
+    _core.set_matmul_precision(precision)
+    for rows, inputs, outputs in [(33, size, 40), (33 + size, 70, 33), (35, 19, 33 + size)]:
+        dy, x = normal(rng, rows, outputs), normal(rng, rows, inputs)
+        start = normal(rng, outputs, inputs)
+        want = chain(rounded(dy).T, rounded(x))
+        given = [memory.put(v) for v in (dy, x)]
+        if narrow:
+            halves = [v.astype(ml_dtypes.bfloat16).view(np.uint16) for v in (dy, x)]
+            given = [memory.put(v, np.uint16) for v in halves]
+        dw, more = memory.new((outputs, inputs)), memory.put(start)
+        _core.linear_weight_grad(*given, 0, dw)
+        _core.linear_weight_grad(*given, 1, more)
+        np.testing.assert_array_equal(dw, want)
+        np.testing.assert_array_equal(more, start + want)
+
+
+@pytest.mark.parametrize("precision", ROUNDED)
 @pytest.mark.parametrize("head_dim", [0, 6])
 @pytest.mark.parametrize("format", [name for name in FORMATS if name != "nf4"])
 def test_the_bits_of_every_format(rng, format, head_dim, precision):
@@ -106,7 +127,9 @@ def everything(rng, m, n, k, format="f32"):
         eh, ey, edh, edx = (np.empty_like(v) for v in (h, y, dh, dx))
         _core.experts_lora_forward(x, stack, None, offsets, ea, eb, 0.5, None, eh, ey)
         _core.experts_lora_input_grad(dy, stack, offsets, ea, eb, 0.5, 0, None, edh, edx)
-        return h, dh, eh, edh, y, dx, given, back, ey, edx
+        dw = np.empty((n, k), np.float32)
+        _core.linear_weight_grad(dy, x, 0, dw)
+        return h, dh, eh, edh, y, dx, given, back, ey, edx, dw
 
     return run
 
@@ -157,7 +180,7 @@ def test_the_adapter_stays_in_float32(rng, m, n, k, precision):
 
 @pytest.mark.parametrize("precision", ["float32", *ANY_ORDER])
 @pytest.mark.parametrize(("rows", "outputs"), [(32, 40), (40, 32), (40, 40)])
-def test_gradients_by_weights_are_rounded_in_tiles_alone(rng, precision, rows, outputs):
+def test_gradients_by_weights_are_rounded(rng, precision, rows, outputs):
     """Not those of few rows or outputs."""
     dy, x = normal(rng, rows, outputs), normal(rng, rows, 70)
     want, got = (np.empty((outputs, 70), np.float32) for _ in range(2))
@@ -165,7 +188,7 @@ def test_gradients_by_weights_are_rounded_in_tiles_alone(rng, precision, rows, o
     _core.matmul_tn(dy, x, 1.0, 0, want)
     _core.linear_weight_grad(dy, x, 0, got)
     same = got.tobytes() == want.tobytes()
-    assert same != ("tiles" in precision and min(rows, outputs) > 32)
+    assert same != (precision != "float32" and min(rows, outputs) > 32)
     assert (np.abs(got - want) <= 1.01 * 2.0**-8 * (np.abs(dy).T @ np.abs(x))).all()
 
 

@@ -112,7 +112,7 @@ pl_status KERNEL(linear_input_grad)(const pl_call *call) {
     return run_dense(&g);
 }
 
-/* dw [o, i] (+)= dy^T x, by tiles where the layer multiplies by them, and else in float32. */
+/* dw [o, i] (+)= dy^T x, in the precision of the layer's products. */
 pl_status KERNEL(linear_weight_grad)(const pl_call *call) {
     const linear_weight_grad_args args = linear_weight_grad_args_of(call);
     const int64_t rows = PL_DIM(call, 'N'), out = PL_DIM(call, 'O'), in = PL_DIM(call, 'I');
@@ -123,7 +123,7 @@ pl_status KERNEL(linear_weight_grad)(const pl_call *call) {
                             .a = {args.dy.data, out, 1, 1, args.dy.narrow},
                             .b = act_matrix(args.x, rows, in),
                             .accumulate = args.accumulate != 0,
-                            .form = is_amx(form) ? form : FLOATS,
+                            .form = form,
                             .c = args.dw});
 }
 

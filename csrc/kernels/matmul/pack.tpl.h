@@ -51,15 +51,19 @@ static void pack_a(const lhs *m, int64_t row, int rows, int mr, int64_t k0, int6
     }
 }
 
-/* `pack_a_as` of a transposed A, for tiles: AMX_SIDE depths' pairs of AMX_SIDE rows are turned at a
- * time. */
+/* `pack_a_as` of a transposed A: AMX_SIDE depths' pairs of AMX_SIDE rows, of which a panel of MR
+ * has no more, are turned at a time. */
 INLINE void pack_a_columns_as(const int form, const lhs *m, int64_t row, int rows, int64_t k0,
                               int64_t kc, int64_t at, int64_t stride, float *dst) {
     enum { AHEAD = 2 * AMX_SIDE }; /* depths; the hardware prefetcher stops at pages */
     const pl_act all = {(void *)(uintptr_t)m->data, m->narrow};
     for (int64_t k = 0; k < kc; k += 2 * AMX_SIDE)
         for (int i = 0; i < rows; i += AMX_SIDE) {
-            float words[AMX_SIDE][AMX_SIDE], *tile = amx_row(dst, at + i, stride) + amx_word(k / 2);
+            const int64_t step = is_amx(form) ? AMX_SIDE : stride;
+            const int last = is_amx(form) ? AMX_SIDE : MR;
+            float words[AMX_SIDE][AMX_SIDE],
+                *to = is_amx(form) ? amx_row(dst, at + i, stride) + amx_word(k / 2)
+                                   : dst + at * stride + k / 2;
             for (int64_t w = 0; w < AMX_SIDE; w++) {
                 const int64_t depth = k + 2 * w;
                 const pl_act even = act_at(all, (k0 + depth) * m->stride + row),
@@ -79,19 +83,20 @@ INLINE void pack_a_columns_as(const int form, const lhs *m, int64_t row, int row
                     vf v[LANES];
                     for (int j = 0; j < LANES; j++) source[j] = words[w + j];
                     load_transposed(source, l, v);
-                    for (int j = 0; j < LANES; j++) vf_store(tile + (l + j) * AMX_SIDE + w, v[j]);
+                    for (int j = 0; j < LANES && l + j < last; j++)
+                        vf_store(to + (l + j) * step + w, v[j]);
                 }
         }
 }
 
 /* Rows [row, row + rows) of A, columns [k0, k0 + kc), as words of pairs: rows [at, at + rows) of
- * the packed block `dst`. A has no factor, and is transposed for tiles alone.
+ * the packed block `dst`. A has no factor.
  * Pairs: `stride` words from row to row; a multiple of LANES is written of each. Rows from there
  * to MR are 0. AMX: tiles of 16 rows, `stride` words of each row in all. */
 INLINE void pack_a_as(const int form, const lhs *m, int64_t row, int rows, int64_t k0, int64_t kc,
                       int64_t at, int64_t stride, float *dst) {
     const int64_t words = words_of(form, kc);
-    if (is_amx(form) && m->transposed) {
+    if (m->transposed) {
         pack_a_columns_as(form, m, row, rows, k0, kc, at, stride, dst);
         return;
     }

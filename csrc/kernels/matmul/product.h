@@ -37,7 +37,7 @@ typedef struct {
     const float *b_row_factor; /* one for each stored row of B, or NULL */
     const float *bias;         /* [n] or NULL; not with accumulate */
     int accumulate;
-    int form;   /* of packed A and B; FLOATS if A has a factor, or tiles if it is transposed */
+    int form;   /* of packed A and B; FLOATS if A has a factor */
     float *c;   /* [m, n] */
     int narrow; /* C is bfloat16; for tiles of one block of depth (narrow_fits), not accumulated */
     /* The low-rank branch; absent when rank is 0. */
