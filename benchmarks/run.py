@@ -23,21 +23,17 @@ def matmul(quick: bool) -> str:
         for library, found in best.items():
             for key, speed in run_json("matmul.py", library, "10" if quick else "30").items():
                 found[key] = max(speed, found.get(key, 0.0))
+    return products_table(best["pyloss"], best["torch"])
+
+
+def products_table(speeds: dict[str, float], peers: dict[str, float]) -> str:
+    """Of matmul.py's GFLOP/s; torch.mm has no product in int8."""
     rows = []
-    for key, speed in best["pyloss"].items():
+    for key, speed in speeds.items():
         weight, stored, precision, direction = key.split(" ", 3)
-        peer = best["torch"][f"{weight} f32 {precision} {direction}"]
-        rows.append(
-            (
-                weight,
-                stored,
-                precision,
-                direction,
-                f"{speed:.0f}",
-                f"{peer:.0f}",
-                f"{speed / peer:.2f}",
-            )
-        )
+        peer = peers.get(f"{weight} f32 {precision} {direction}")
+        compared = (f"{peer:.0f}", f"{speed / peer:.2f}") if peer else ("", "")
+        rows.append((weight, stored, precision, direction, f"{speed:.0f}", *compared))
     heads = (
         "weight (in x out)",
         "stored as",

@@ -28,6 +28,7 @@ import quantize
 import recursive
 import recursive_pyloss
 import recursive_work
+import run
 import scaling
 import shapes
 import step_limits
@@ -520,3 +521,8 @@ def test_products_of_every_precision_and_format_that_fits(capsys):
     assert ("256x256", "q4_k", "int8") in stored and ("128x256", "q4_k", "int8") not in stored
     assert {precision for *_, precision in stored} == set(matmul.STORED)
     assert all(speed > 0 for speed in found.values())
+    peers = {key: 2 * speed for key, speed in found.items() if " int8 " not in key}
+    rows = run.products_table(found, peers).splitlines()[2:]
+    assert len(rows) == len(found)
+    assert [row.endswith("|  |  |") for row in rows] == [" int8 " in key for key in found]
+    assert all(row.endswith("| 0.50 |") for row in rows if "| f32 |" in row)
