@@ -16,7 +16,7 @@ import sys
 from functools import partial
 
 import numpy as np
-from common import THREADS, best_of
+from common import THREADS, best_of, table
 
 #: tokens, inputs, outputs
 SHAPES = (
@@ -133,6 +133,26 @@ def device_products(device: str, x: np.ndarray, w: np.ndarray, dy: np.ndarray):
     ):
         yield name, "float32", "forward", partial(forward, weight)
         yield name, "float32", "input gradient", partial(input_gradient, weight)
+
+
+def products_table(speeds: dict[str, float], peers: dict[str, float]) -> str:
+    """Of the GFLOP/s that pyloss and torch printed; torch.mm has no product in int8."""
+    rows = []
+    for key, speed in speeds.items():
+        weight, stored, precision, direction = key.split(" ", 3)
+        peer = peers.get(f"{weight} f32 {precision} {direction}")
+        compared = (f"{peer:.0f}", f"{speed / peer:.2f}") if peer else ("", "")
+        rows.append((weight, stored, precision, direction, f"{speed:.0f}", *compared))
+    heads = (
+        "weight (in x out)",
+        "stored as",
+        "product in",
+        "direction",
+        "pyloss, GFLOP/s",
+        "torch.mm, GFLOP/s",
+        "ratio",
+    )
+    return table(heads, rows)
 
 
 def main(library: str, calls: int, sizes: str = "usual") -> None:

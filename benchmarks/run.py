@@ -14,6 +14,7 @@ import time
 
 from bases import MODEL, float_folder, nf4_folder
 from common import WORK, environment, machine, run_json, table
+from matmul import products_table
 
 
 def matmul(quick: bool) -> str:
@@ -24,26 +25,6 @@ def matmul(quick: bool) -> str:
             for key, speed in run_json("matmul.py", library, "10" if quick else "30").items():
                 found[key] = max(speed, found.get(key, 0.0))
     return products_table(best["pyloss"], best["torch"])
-
-
-def products_table(speeds: dict[str, float], peers: dict[str, float]) -> str:
-    """Of matmul.py's GFLOP/s; torch.mm has no product in int8."""
-    rows = []
-    for key, speed in speeds.items():
-        weight, stored, precision, direction = key.split(" ", 3)
-        peer = peers.get(f"{weight} f32 {precision} {direction}")
-        compared = (f"{peer:.0f}", f"{speed / peer:.2f}") if peer else ("", "")
-        rows.append((weight, stored, precision, direction, f"{speed:.0f}", *compared))
-    heads = (
-        "weight (in x out)",
-        "stored as",
-        "product in",
-        "direction",
-        "pyloss, GFLOP/s",
-        "torch.mm, GFLOP/s",
-        "ratio",
-    )
-    return table(heads, rows)
 
 
 def loading(quick: bool) -> str:

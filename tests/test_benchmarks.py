@@ -28,7 +28,6 @@ import quantize
 import recursive
 import recursive_pyloss
 import recursive_work
-import run
 import scaling
 import shapes
 import step_limits
@@ -522,7 +521,7 @@ def test_products_of_every_precision_and_format_that_fits(capsys):
     assert {precision for *_, precision in stored} == set(matmul.STORED)
     assert all(speed > 0 for speed in found.values())
     peers = {key: 2 * speed for key, speed in found.items() if " int8 " not in key}
-    rows = run.products_table(found, peers).splitlines()[2:]
+    rows = matmul.products_table(found, peers).splitlines()[2:]
     assert len(rows) == len(found)
     assert [row.endswith("|  |  |") for row in rows] == [" int8 " in key for key in found]
     assert all(row.endswith("| 0.50 |") for row in rows if "| f32 |" in row)

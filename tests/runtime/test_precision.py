@@ -247,9 +247,7 @@ def test_gradients_are_those_of_float32_within_the_rounding(
 
 @pytest.mark.parametrize("order", ["portable", "tiles"])
 def test_heads_and_trained_weights(order, monkeypatch):
-    """A head's loss follows the setting, and in tiles a float32 weight's gradient; else this stays
-    float32.
-    """
+    """A head's loss follows the setting, and a float32 weight's gradient."""
     monkeypatch.setenv("PYLOSS_BF16", order)
     hidden, weight, labels = normal(40, 64), normal(300, 64), np.arange(40, dtype=np.int32)
     exact = float(pyloss.linear_cross_entropy(hidden, weight, labels).mean())
@@ -263,6 +261,6 @@ def test_heads_and_trained_weights(order, monkeypatch):
     with matmul_precision("bfloat16"):
         rounded = float(pyloss.linear_cross_entropy(hidden, weight, labels).mean())
         after = by_weight()
-    assert (after.tobytes() == before.tobytes()) == (order == "portable")
+    assert (after != before).any()
     assert np.linalg.norm(after - before) <= 2.0**-8 * np.linalg.norm(before)
     assert 0 < abs(rounded - exact) < 2.0**-8 * exact
