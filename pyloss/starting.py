@@ -22,7 +22,7 @@ def interrupt_as_usual() -> None:
 
 def _end(number: int, frame: object) -> None:
     # In another program of the same name, which goes on after its imports.
-    if not any(_is_importing(name) for name in ("pyloss", "pyloss.cli")):
+    if not _BY_MODULE and not any(_is_importing(name) for name in ("pyloss", "pyloss.cli")):
         _signal.default_int_handler(number, frame)
     os.write(2, b"pyloss: interrupted\n")
     # Nothing was begun, so nothing has to be ended; an exception would pass through half-imported
@@ -35,14 +35,24 @@ def _is_importing(name: str) -> bool:
     return bool(getattr(spec, "_initializing", False))
 
 
+def _module() -> str:
+    """The module that the process runs by `python -m`, while its package is imported; else ""."""
+    if (sys.argv or [""])[0] != "-m":
+        return ""
+    words = sys.orig_argv
+    at = words.index("-m") if "-m" in words else len(words)
+    return next((w[2:] for w in words if w.startswith("-mpyloss")), "".join(words[at + 1 : at + 2]))
+
+
+# The modules of mlx_lm's names are commands whose imports go on after this package's.
+_BY_MODULE = _module().startswith("pyloss.mlx_lm")
+
+
 def _is_command() -> bool:
-    """Whether the process is `pyloss` or `python -m pyloss`, whose package is imported first."""
-    program = (sys.argv or [""])[0]
-    if program == "-m":
-        words = sys.orig_argv
-        at = words.index("-m") if "-m" in words else -1
-        return "-mpyloss" in words or (at >= 0 and words[at + 1 : at + 2] == ["pyloss"])
-    return os.path.basename(program) == "pyloss"
+    """Whether the process is `pyloss`, or `python -m` of a command of this package."""
+    return (
+        _BY_MODULE or _module() == "pyloss" or os.path.basename((sys.argv or [""])[0]) == "pyloss"
+    )
 
 
 # Ctrl-C may be ignored, as in `nohup pyloss ... &`.

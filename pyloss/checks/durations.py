@@ -8,6 +8,7 @@ from typing import Any
 from pyloss.checks.numbers import real, shown, whole
 
 _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+_NUMBER = re.compile(r"\d{1,300}(?:\.\d+)?")
 _TEXT = re.compile(r"(\d+(?:\.\d+)?) *(d|h|m|s)(?:ays?|ours?|in(?:utes?)?|ec(?:onds?)?)?(?: *)")
 
 
@@ -42,7 +43,8 @@ def iterations(value: int | str, epoch: int) -> int:
 
 
 def duration(value: Any, name: str) -> float:
-    """The seconds of a duration above 0: text such as 2h, 90m, 1h30m or 45s, or a number of them.
+    """The seconds of a duration above 0: text such as 2h, 90m, 1h30m or 45s, or a
+    number of them, also as text.
 
     Raises ValueError naming the argument and what is allowed.
     """
@@ -52,7 +54,9 @@ def duration(value: Any, name: str) -> float:
             seconds, at = seconds + float(found[1]) * _UNITS[found[2]], found.end()
         if at == len(text) and 0 < seconds < float("inf"):
             return seconds
-    else:
+        if _NUMBER.fullmatch(text):
+            value = float(text)
+    if not isinstance(value, str):
         try:
             return real(value, name, above=0)
         except (TypeError, ValueError):

@@ -111,14 +111,16 @@ def model_flags(
 ) -> None:
     """Adds --model, also under the names `more`.
 
-    With `adapter`, its help text, adds --adapter-path with the default `adapter_path`.
+    With `adapter`, its help text, adds --adapter-path with the default `adapter_path`; an unset
+    --model is then None, for the adapter's.
     """
+    usual = f"the one that the adapter names, else {DEFAULT_MODEL}" if adapter else DEFAULT_MODEL
     add(
         "--model",
         *more,
-        default=DEFAULT_MODEL,
+        default=None if adapter else DEFAULT_MODEL,
         help="folder, .gguf file, owner/name or owner/name:Q4_K_M of the hub, ollama:name:tag, or "
-        f"known name (default: {DEFAULT_MODEL})",
+        f"known name (default: {usual})",
     )
     if adapter:
         add("--adapter-path", default=adapter_path, help=adapter)

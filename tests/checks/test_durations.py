@@ -16,6 +16,8 @@ from pyloss.checks.durations import duration, duration_text, every, iterations, 
         ("45s", 45),
         ("1d 2h", 93600),
         ("2 hours", 7200),
+        ("3", 3),
+        ("2.5", 2.5),
         (7200, 7200),
         (0.5, 0.5),
     ],
@@ -26,7 +28,24 @@ def test_times_are_seconds(text, seconds):
 
 @pytest.mark.parametrize(
     "value",
-    ["", "h", "2", "2x", "two hours", "0h", "-1h", "1h-", "9" * 400 + "h", 0, -1, None, True, [2]],
+    [
+        "",
+        "h",
+        "0",
+        "-2",
+        "1e3",
+        "2x",
+        "two hours",
+        "0h",
+        "-1h",
+        "1h-",
+        "9" * 400 + "h",
+        0,
+        -1,
+        None,
+        True,
+        [2],
+    ],
 )
 def test_others_are_refused(value):
     with pytest.raises(ValueError, match="max_time is .*2h, 90m or 1h30m"):

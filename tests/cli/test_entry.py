@@ -104,6 +104,14 @@ def test_ctrl_c_while_modules_are_imported(tmp_path, program, module):
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "pyloss: interrupted\n")
 
 
+@pytest.mark.parametrize("module", ["numpy", "pyloss._core", "pyloss.mlx_lm.tuner.trainer"])
+@pytest.mark.parametrize("words", [["pyloss.mlx_lm.lora"], ["pyloss.mlx_lm", "lora"]])
+def test_ctrl_c_while_a_command_of_mlx_lm_is_imported(tmp_path, words, module):
+    done = started(tmp_path, module, ["-m", *words, "--train", "--data", "nothing"])
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr.removeprefix("pyloss: ") == "interrupted\n"
+
+
 @pytest.mark.parametrize("at", ["pyloss.autograd", "pyloss.models"])
 def test_ctrl_c_in_a_program_that_imports_the_library(tmp_path, at):
     script = tmp_path / "pyloss"

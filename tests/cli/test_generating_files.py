@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+import tiny_project
 from fake import FakeTokenizer
 from tiny_commands import fails
 
@@ -163,3 +164,16 @@ def test_an_interrupted_run_leaves_nothing(model, monkeypatch, tmp_path, capsys)
     monkeypatch.setattr(type(model), "step_each", interrupt)
     assert main(ARGV) == 130
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "tiny"]
+
+
+def test_prompts_longer_than_the_context_are_warned_of(tmp_path, monkeypatch, capsys):
+    tiny_project.make(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    text = "ab" * 3000
+    assert main(["generate", "--model", "base", "--prompt", text, "--max-tokens", "1"]) == 0
+    assert "tokens, and the model's context is" in capsys.readouterr().err
+    lines = [{"prompt": text}, {"prompt": "short"}, {"prompt": text}]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    argv = ["generate", "--model", "base", "--prompts", "p.jsonl", "--output", "o.jsonl"]
+    assert main([*argv, "--max-tokens", "1"]) == 0
+    assert "warning: 2 prompts have up to" in capsys.readouterr().err

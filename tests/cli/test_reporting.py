@@ -196,3 +196,14 @@ def test_data_that_lie_elsewhere_are_not_looked_for_on_the_hub(project, capsys, 
     config.write_text(json.dumps(json.loads(config.read_text()) | {"data": "gone"}))
     assert main(["report", str(tmp_path / "run"), "--overwrite"]) == 0
     assert "there is no 'gone' here; give --data" in capsys.readouterr().err
+
+
+def test_a_report_goes_with_its_run(tmp_path, monkeypatch):
+    tiny_project.make(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert main([*tiny_project.TRAIN, "--adapter-path", "run"]) == 0
+    assert main(["report", "run", "--no-answers"]) == 0
+    page = (tmp_path / "run" / "report.html").read_bytes()
+    assert main([*tiny_project.TRAIN, "--adapter-path", "run"]) == 0
+    assert not (tmp_path / "run" / "report.html").exists()
+    assert (tmp_path / "run" / "previous-1" / "report.html").read_bytes() == page

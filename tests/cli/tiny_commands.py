@@ -1,6 +1,7 @@
 """For tests of commands: a tiny model, a command line that trains it, a check of errors."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 from fake import FakeTokenizer
 from tiny_training import Tiny
@@ -16,6 +17,7 @@ class Tokenizer(FakeTokenizer):
 
 class Model(Tiny):
     adapter_config = None
+    config = SimpleNamespace(max_position_embeddings=64)
 
     def __init__(self):
         super().__init__(vocabulary=Tokenizer.vocab_size)

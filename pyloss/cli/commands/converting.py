@@ -7,7 +7,13 @@ from typing import Any
 
 from pyloss import exporting, models
 from pyloss.checks.numbers import whole
-from pyloss.cli.commands.shared import Flags, flag_text, refuse_source, say_system_prompt
+from pyloss.cli.commands.shared import (
+    Flags,
+    choose_model,
+    flag_text,
+    refuse_source,
+    say_system_prompt,
+)
 from pyloss.cli.publishing import check_publishing, publish
 from pyloss.io.console import say
 from pyloss.io.files import check_target, user_path
@@ -22,6 +28,7 @@ def fuse(flags: Flags) -> int:
     from pyloss.tuner.utils import fuse_adapters
 
     check_publishing(flags)
+    choose_model(flags)
     folder = user_path(flags["save_path"])
     check_target(folder, folder=True)
     refuse_source("save_path", flags)
@@ -70,6 +77,7 @@ def export(flags: Flags) -> int:
             "--to peft, --to mlx and --adapter-only write an adapter: "
             "give its folder as --adapter-path"
         )
+    choose_model(flags)
     names = (
         *("adapter_only", "type", "dequantize", "split_max_size", "importance_data"),
         *("dtype", "shard_size"),

@@ -8,7 +8,7 @@ from typing import Any
 
 from pyloss import models
 from pyloss.checks.numbers import whole
-from pyloss.cli.commands.shared import Flags, join, move
+from pyloss.cli.commands.shared import Flags, base_of, join, move
 from pyloss.cli.commands.training import note_other_targets, print_loss
 from pyloss.distributed import group_of
 from pyloss.errors import counted
@@ -22,7 +22,7 @@ from pyloss.runtime import precision
 from pyloss.tuner.adapters.layout import CONFIG_FILE, adapter_place
 from pyloss.tuner.data.sources import read_sources
 from pyloss.tuner.datasets import load_dataset
-from pyloss.tuner.run.settings import merge_settings
+from pyloss.tuner.run.settings import DEFAULT_MODEL, merge_settings
 
 _SECONDS = 10  # between lines of progress
 
@@ -34,7 +34,8 @@ def evaluate(flags: Flags) -> int:
     max_tokens = whole(flags.pop("max_tokens"), "--max-tokens", 1)
     answering = any(name in ANSWER_METRICS for name in names)
     defaults = {"adapter_path": None} | ({"batch_size": 16} if answering else {})
-    settings = merge_settings(flags, flags.get("config"), defaults)
+    settings = merge_settings(flags, flags.get("config"), {**defaults, "model": None})
+    settings.model = settings.model or base_of(settings.adapter_path) or DEFAULT_MODEL
     settings.train, settings.test = split == "train", split == "test"
     group = join(settings.distributed)
     if output is not None:

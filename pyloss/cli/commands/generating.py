@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pyloss import models
 from pyloss.checks.numbers import real, whole
-from pyloss.cli.commands.shared import Flags, flag_text, join, move
+from pyloss.cli.commands.shared import Flags, choose_model, flag_text, join, move
 from pyloss.io.console import lost, out, say
 from pyloss.models.text.special import encode_text
 from pyloss.runtime import precision
@@ -44,11 +44,12 @@ def _generate(flags: Flags) -> int:
         encode = encoder(flags, tokenizer, model)
         generate_file(flags, records, model, tokenizer, encode, group)
         return 0
-    last = None
+    last, ids = None, _prompt_ids(flags, tokenizer, model)
+    warn_of_context([ids], model)
     for last in stream_generate(
         model,
         tokenizer,
-        _prompt_ids(flags, tokenizer, model),
+        ids,
         max_tokens=flags["max_tokens"],
         temperature=flags["temp"],
         top_p=flags["top_p"],
@@ -63,6 +64,19 @@ def _generate(flags: Flags) -> int:
     if flags["verbose"] and last is not None:
         say_speed(last)
     return 0
+
+
+def warn_of_context(prompts: Sequence[Sequence[int]], model: Any) -> None:
+    """Warns of prompts that are longer than what the model was trained on."""
+    context = model.config.max_position_embeddings
+    long = [len(ids) for ids in prompts if len(ids) > context]
+    if long:
+        which = "the prompt has" if len(prompts) == 1 else f"{len(long)} prompts have up to"
+        say(
+            f"warning: {which} {max(long)} tokens, and the model's context is {context}: "
+            "answers may be of no use",
+            always=True,
+        )
 
 
 def say_speed(last: Any) -> None:
@@ -88,6 +102,7 @@ def check_flags(flags: Flags) -> None:
 
 def load(flags: Flags) -> tuple[Any, Any]:
     """The model on its device, and its tokenizer with the end tokens of the flags."""
+    choose_model(flags)
     model, tokenizer = models.load(flags["model"], adapter_path=flags["adapter_path"])
     for token in flags["extra_eos_token"]:
         ids = tokenizer.encode(token, add_special_tokens=False)

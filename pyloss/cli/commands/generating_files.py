@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pyloss.random
+from pyloss.cli.commands.generating import warn_of_context
 from pyloss.cli.commands.shared import Flags
 from pyloss.distributed import Group
 from pyloss.errors import counted
@@ -103,6 +104,7 @@ def generate_file(
         if not prompts[-1]:
             raise ValueError(f"{where}: the prompt has no tokens")
         params.append(params_of(record, common, where))
+    warn_of_context(prompts, model)
     own = group.share(len(prompts))
     generator = BatchGenerator(model, tokenizer, flags["batch_size"])
     running = generator.run([prompts[i] for i in own], [params[i] for i in own])

@@ -13,6 +13,7 @@ from pyloss.io.files import check_target, user_path, write_text
 from pyloss.io.outputs import output
 from pyloss.tuner.adapters.layout import adapter_place
 from pyloss.tuner.datasets import load_dataset
+from pyloss.tuner.run.run_folder import REPORT_FILE
 from pyloss.tuner.run.settings import merge_settings, resumed_settings
 
 
@@ -24,7 +25,7 @@ def report(flags: Flags) -> int:
     adapter, target = flags.pop("adapter"), flags.pop("output")
     answers, prompts = flags.pop("answers"), whole(flags.pop("prompts"), "--prompts", 1)
     max_tokens = whole(flags.pop("max_tokens"), "--max-tokens", 1)
-    place = user_path(target) if target else adapter_place(adapter)[0] / "report.html"
+    place = user_path(target) if target else adapter_place(adapter)[0] / REPORT_FILE
     if place.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"--output {target}: give the name of an .html file")
     found = findings.of_folder(adapter)

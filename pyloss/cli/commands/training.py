@@ -10,7 +10,7 @@ from typing import Any
 
 import pyloss.random
 from pyloss import models
-from pyloss.cli.commands.shared import Flags, join, move
+from pyloss.cli.commands.shared import Flags, base_of, join, move
 from pyloss.distributed import Group, group_of
 from pyloss.errors import counted
 from pyloss.io.bars import bar
@@ -26,7 +26,7 @@ from pyloss.tuner.datasets import CacheDataset, load_dataset
 from pyloss.tuner.losses import default_loss
 from pyloss.tuner.run.checkpoints import restore_arrays
 from pyloss.tuner.run.run_folder import ADAPTER_FILE, read_adapter_config
-from pyloss.tuner.run.settings import merge_settings, resumed_settings
+from pyloss.tuner.run.settings import DEFAULT_MODEL, merge_settings, resumed_settings
 from pyloss.tuner.run.stored import checkpoint_file
 
 #: makes the loss of a run, from its settings, student, tokenizer, training and validation data
@@ -40,8 +40,11 @@ def train(flags: Flags) -> int:
 
 def fit(flags: Flags, objective: Objective | None = None) -> int:
     """Trains, tests or previews as the flags say; with an `objective` the run is a distillation."""
-    settings = merge_settings(flags, flags.get("config"))
+    settings = merge_settings(flags, flags.get("config"), {"model": None})
     group = join(settings.distributed)
+    if settings.model is None:
+        tested = None if settings.train else settings.adapter_path
+        settings.model = base_of(tested) or DEFAULT_MODEL
     if settings.train and settings.resume:
         settings = _resumed(settings, flags, group.size())
     if not (settings.train or settings.test):

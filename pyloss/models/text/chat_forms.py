@@ -95,16 +95,26 @@ def _forms(messages: Messages) -> Iterator[Messages]:
     contents: list[Callable[[Any], Any]] = [_same, as_text, _as_parts]
     arguments: list[Callable[[Any], Any]] = [_same, _as_object, _as_json]
     tried: list[Messages] = []
-    for content, argument in product(contents, arguments):
-        form = [
-            _with_arguments(
-                {**m, "content": content(m["content"])} if "content" in m else m, argument
-            )
-            for m in messages
-        ]
-        if form not in tried:
-            tried.append(form)
-            yield form
+    for given in (messages, [_with_content(message) for message in messages]):
+        for content, argument in product(contents, arguments):
+            form = [
+                _with_arguments(
+                    {**m, "content": content(m["content"])} if "content" in m else m, argument
+                )
+                for m in given
+            ]
+            if form not in tried:
+                tried.append(form)
+                yield form
+
+
+def _with_content(message: dict[str, Any]) -> dict[str, Any]:
+    """A message with the empty content that its tool calls leave out, which some templates read."""
+    return (
+        message
+        if "content" in message or not message.get("tool_calls")
+        else {**message, "content": ""}
+    )
 
 
 def _same(value: Any) -> Any:

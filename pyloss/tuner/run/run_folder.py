@@ -26,6 +26,7 @@ from pyloss.tuner.run.metrics import METRICS_FILE
 ADAPTER_FILE = MLX_FILE
 BEST_FILE = "best_adapters.safetensors"
 STATE_FILE = "trainer_state.safetensors"
+REPORT_FILE = "report.html"
 #: config keys that must match for a saved adapter to fit
 ADAPTER_KEYS = ("fine_tune_type", "num_layers", "lora_parameters", "full_keys")
 
@@ -47,7 +48,7 @@ def run_files(folder: Path, adapter: str = ADAPTER_FILE) -> list[str]:
     """
     found = sorted(name for name in os.listdir(folder) if _NUMBERED.fullmatch(name))
     found += [BEST_FILE, ADAPTER_FILE, PEFT_FILE, "adapter_model.bin", adapter]
-    found += [METRICS_FILE, CSV_FILE, STATE_FILE]
+    found += [METRICS_FILE, CSV_FILE, REPORT_FILE, STATE_FILE]
     return list(dict.fromkeys(found))
 
 

@@ -127,3 +127,17 @@ def test_tools_as_json_text():
     for bad in ('{"name": "a"}', "3", ["f"], [[]], {"name": "a"}):
         with pytest.raises(TypeError, match="tools must be a list"):
             tools_of(bad)
+
+
+@pytest.mark.parametrize("content", [{}, {"content": None}, {"content": ""}])
+def test_tool_calls_without_a_content(content):
+    """OpenAI writes null; templates such as SmolLM2's read every content."""
+    template = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] + '|' }}{% endfor %}"
+    call = {"type": "function", "function": {"name": "f", "arguments": "{}"}}
+    messages = [
+        {"role": "user", "content": "hello"},
+        {"role": "assistant", **content, "tool_calls": [call]},
+    ]
+    assert render_chat(template, messages) == "<user>hello|<assistant>|"
+    with pytest.raises(ValueError, match="no attribute 'content'"):
+        render_chat(template, [{"role": "user"}])
