@@ -6,6 +6,7 @@ Iteration can resume at any batch.
 from __future__ import annotations
 
 import logging
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -41,6 +42,7 @@ class BatchReport:
         tokens: tokens of the used samples, after cutting.
         targets: target tokens among `tokens`.
         max_seq_length: the window, in tokens.
+        checksum: CRC-32 of the used samples' tokens, in the order of the data.
     """
 
     samples: int = 0
@@ -50,6 +52,7 @@ class BatchReport:
     tokens: int = 0
     targets: int = 0
     max_seq_length: int = 0
+    checksum: int = 0
 
     @property
     def text(self) -> str:
@@ -151,6 +154,8 @@ class BatchIterator(Iterator[Batch]):
             report.cut += len(whole.tokens) > self._window
             report.tokens += len(sample.tokens)
             report.targets += targets
+            tokens = np.asarray(sample.tokens, np.int32)
+            report.checksum = zlib.crc32(tokens.tobytes(), report.checksum)
         report.used = len(lengths)
         if not lengths:
             raise NoTargets(
@@ -215,6 +220,7 @@ class BatchIterator(Iterator[Batch]):
             "batches": len(self._batches),
             "samples": self.report.used,
             "tokens": self.report.tokens,
+            "checksum": self.report.checksum,
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
@@ -228,6 +234,7 @@ class BatchIterator(Iterator[Batch]):
             raise ValueError(
                 f"the state of the batches is {state!r:.80}; it must be what state() gave"
             )
+        state = {"checksum": own["checksum"], **state}  # older states have none
         bad = [k for k in own if not isinstance(state.get(k), int) or state[k] < 0]
         if bad:
             found = ", ".join(f"{key} {shown(state.get(key))}" for key in bad)

@@ -1,6 +1,7 @@
 """The system prompt that a data set shares: found, stored with the adapter, used, switched off."""
 
 import json
+import types
 
 import numpy as np
 import pytest
@@ -135,6 +136,7 @@ def asked(monkeypatch, capsys):
     tokenizer, prompts = byte_tokenizer(), []
 
     class Model:
+        config = types.SimpleNamespace(max_position_embeddings=64)
         adapter_config = {"system_prompt": "Be brief."}  # noqa: RUF012
 
     def stream(model, tokenizer, prompt, **options):
