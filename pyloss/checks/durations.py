@@ -43,8 +43,7 @@ def iterations(value: int | str, epoch: int) -> int:
 
 
 def duration(value: Any, name: str) -> float:
-    """The seconds of a duration above 0: text such as 2h, 90m, 1h30m or 45s, or a
-    number of them, also as text.
+    """The seconds of a duration above 0: text such as 2h, 90m, 1h30m or 45s, or their number.
 
     Raises ValueError naming the argument and what is allowed.
     """

@@ -171,7 +171,7 @@ def test_prompts_longer_than_the_context_are_warned_of(tmp_path, monkeypatch, ca
     monkeypatch.chdir(tmp_path)
     text = "ab" * 3000
     assert main(["generate", "--model", "base", "--prompt", text, "--max-tokens", "1"]) == 0
-    assert "tokens, and the model's context is" in capsys.readouterr().err
+    assert "warning: a prompt has" in capsys.readouterr().err
     lines = [{"prompt": text}, {"prompt": "short"}, {"prompt": text}]
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, lines)))
     argv = ["generate", "--model", "base", "--prompts", "p.jsonl", "--output", "o.jsonl"]

@@ -71,9 +71,9 @@ def warn_of_context(prompts: Sequence[Sequence[int]], model: Any) -> None:
     context = model.config.max_position_embeddings
     long = [len(ids) for ids in prompts if len(ids) > context]
     if long:
-        which = "the prompt has" if len(prompts) == 1 else f"{len(long)} prompts have up to"
+        which = "a prompt has" if len(long) == 1 else f"{len(long)} prompts have up to"
         say(
-            f"warning: {which} {max(long)} tokens, and the model's context is {context}: "
+            f"warning: {which} {max(long)} tokens, and the model's context has {context}: "
             "answers may be of no use",
             always=True,
         )
